@@ -1,0 +1,1 @@
+"""Tune pre-trained generative models without breaking what they already know."""

@@ -1,0 +1,147 @@
+"""The report card as data: what `report.json` holds and every picture of it is drawn from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """A frozen part of the card; an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Estimate(Record):
+    """A number with its 95% interval. A missing number or interval is None, and `note` then says why."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    note: str | None = None
+
+
+class Compared(Record):
+    """One measure on the same items before and after. `change` is tuned minus base, paired.
+
+    `unit` is `share` (0..1, shown as per cent), `nats` or `points`.
+    """
+
+    name: str
+    title: str
+    unit: Literal["share", "nats", "points"]
+    higher_is_better: bool
+    base: Estimate
+    tuned: Estimate
+    change: Estimate
+
+
+class Gained(Record):
+    """The task on rows that were not trained on; the first measure is the headline."""
+
+    rows: int
+    split: str
+    measures: tuple[Compared, ...]
+
+
+class Skill(Record):
+    """One ability of the base, before and after. `counted` is false where the base has no room above chance."""
+
+    measure: Compared
+    kind: Literal["choice", "word", "program"]
+    chance: float
+    lost: int
+    won: int
+    counted: bool
+    kept: Estimate
+
+
+class Kept(Record):
+    """What is left of the base: the kept share of its abilities, and how far its next-word distribution moved."""
+
+    kept: Estimate
+    worst: str | None
+    skills: tuple[Skill, ...]
+    drift: Estimate
+    same_next_word: Estimate
+    probe: str
+
+
+class Memory(Record):
+    """Whether the tuned model learned the rows or learned them by heart."""
+
+    verdict: Literal["clean", "mild", "moderate", "severe", "unknown"]
+    loss_train: Estimate
+    loss_heldout: Estimate
+    ratio: Estimate
+    membership_auc: Estimate
+    extractable: Estimate
+    extractable_base: Estimate
+
+
+class Chosen(Record):
+    """What ran and why: each setting with the reason it has its value."""
+
+    technique: str
+    settings: dict[str, str]
+    reasons: dict[str, str]
+    trained_parameters: int
+    total_parameters: int
+    stopped: str
+    best_step: int
+    steps: int
+    epochs: float
+
+
+class Cost(Record):
+    """What the run took on this machine."""
+
+    train_seconds: float
+    report_seconds: float
+    train_tokens: int
+    answer_tokens: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+    machine: dict[str, str | int]
+
+
+class CurvePoint(Record):
+    """One evaluation during training."""
+
+    step: int
+    tokens: int
+    train_loss: float | None
+    valid_loss: float | None
+    drift: float | None
+
+
+class Sample(Record):
+    """One held-out row as the base and the tuned model answer it."""
+
+    prompt: str
+    wanted: str
+    base: str
+    tuned: str
+    base_right: bool
+    tuned_right: bool
+
+
+class Card(Record):
+    """The whole report of one run."""
+
+    version: Literal[1] = 1
+    created: str
+    model: str
+    model_fingerprint: str
+    data: str
+    data_rows: dict[str, int]
+    warnings: tuple[str, ...]
+    gained: Gained
+    kept: Kept
+    memory: Memory
+    chosen: Chosen
+    cost: Cost
+    curve: tuple[CurvePoint, ...]
+    samples: tuple[Sample, ...]

@@ -1,0 +1,111 @@
+"""Files that are either whole or absent, and the one cache folder. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from graftwood.errors import StorageError
+
+
+def cache_home() -> Path:
+    """The one folder everything cached lives in: `$GRAFTWOOD_HOME`, else `$XDG_CACHE_HOME/graftwood`."""
+    home = os.environ.get("GRAFTWOOD_HOME")
+    if home:
+        return Path(home).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "graftwood"
+
+
+@contextmanager
+def storage(action: str) -> Iterator[None]:
+    """Turn a full disk or a refused write inside the block into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise StorageError(f"cannot {action}: {error.strerror or error}{where}") from error
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not.
+
+    The rename is the moment of truth: a reader sees the old folder, then the whole new one. An existing `target` is
+    replaced; it is moved aside first and removed last, so that a kill in between loses neither.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    try:
+        yield work
+        for path in sorted(work.rglob("*")):
+            _sync(path)
+        _sync(work)
+        old = None
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+            os.replace(target, old / target.name)
+        os.replace(work, target)
+        _sync(target.parent)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def atomic_write(target: Path, content: str | bytes) -> None:
+    """Write `target` so that a reader, a kill or a full disk never meets half of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(target: Path, value: Any) -> None:
+    """`value` as indented JSON, atomically. Not-a-number is refused: a missing value is null."""
+    atomic_write(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_text(*parts: str) -> str:
+    """Hex SHA-256 over several strings, unambiguous about where one ends."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)}:".encode())
+        digest.update(part.encode())
+    return digest.hexdigest()
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of every file below `path`."""
+    return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
