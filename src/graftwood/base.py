@@ -1,0 +1,111 @@
+"""Open a base: fetch it, convert it once, and bring decoder, tokenizer and chat template together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftwood import hub
+from graftwood.data.encode import Encoder
+from graftwood.data.templates import ChatTemplate
+from graftwood.data.templates import from_folder as read_template
+from graftwood.data.tokenizers import bpe
+from graftwood.errors import ModelError
+from graftwood.files import atomic_folder, cache_home, sha256_file, sha256_text, storage
+from graftwood.model.decoder import Decoder
+from graftwood.model.gguf import GGUFFile
+from graftwood.model.weights import fingerprint, load_decoder, save_tensors, shard_files
+from graftwood.runtime import Place
+
+CONVERSION = 1  # raised whenever a conversion writes something else, so that older caches are not read
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pre-trained model ready for use. `folder` is its checkpoint in Hugging Face's layout."""
+
+    name: str
+    folder: Path
+    fingerprint: str
+    decoder: Decoder
+    tokenizer: bpe.BPETokenizer
+    template: ChatTemplate
+    licence: str | None
+
+    def encoder(self, max_length: int | None = None) -> Encoder:
+        """An encoder of rows for this base, cutting at `max_length` or at the model's context."""
+        limit = self.decoder.config.max_positions
+        return Encoder(self.tokenizer, self.template, min(max_length or limit, limit))
+
+
+def open_base(source: str, place: Place) -> Base:
+    """Load a base from anything `hub.fetch` understands.
+
+    Raises: ModelError when it is missing, damaged, or of a kind that is not read.
+    """
+    fetched = hub.fetch(source)
+    folder = convert(fetched.path) if fetched.path.is_file() else fetched.path
+    decoder = load_decoder(folder, place)
+    tokenizer = bpe.from_folder(folder)
+    if tokenizer.vocab_size > decoder.config.vocab_size:
+        raise ModelError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {decoder.config.vocab_size}"
+        )
+    template = read_template(folder, tokenizer)
+    return Base(fetched.name, folder, _fingerprint(folder), decoder, tokenizer, template, fetched.licence)
+
+
+def converted_folder() -> Path:
+    """Where converted models are kept."""
+    return cache_home() / "models"
+
+
+def convert(path: Path) -> Path:
+    """A GGUF file as a model folder in the cache: converted the first time, found the next."""
+    stat = path.stat()
+    key = sha256_text(str(path), str(stat.st_size), str(stat.st_mtime_ns), str(CONVERSION))[:16]
+    folder = converted_folder() / f"{path.stem}-{key}"
+    if folder.exists():
+        return folder
+    file = GGUFFile(path)
+    with storage(f"convert {path.name} into {folder}"), atomic_folder(folder) as work:
+        config = file.config() | {"dtype": "float32"}
+        _write(work / "config.json", config)
+        tokenizer = bpe.from_gguf(file.metadata)
+        tokenizer.save(str(work / "tokenizer.json"))
+        _write(work / "tokenizer_config.json", bpe.gguf_token_settings(file.metadata))
+        ids: dict[str, Any] = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config}
+        _write(work / "generation_config.json", ids)
+        rules = file.architecture.gguf_rules
+        sizes = file.architecture.read(config)
+        tensors = {}
+        for name, tensor in file.tensors():
+            rule = next((rule for rule in rules if rule.to_parameter(name)), None)
+            if rule is None:
+                raise ModelError(f"{path}: no place for the tensor {name}; use the model's safetensors folder")
+            if rule.transform is not None:
+                tensor = rule.transform.forward(tensor, sizes)
+            tensors[str(rule.to_parameter(name))] = tensor.contiguous()
+        save_tensors(tensors, work)
+        _write(work / "graftwood.json", {"from": path.name, "sha256": sha256_file(path)})
+    return folder
+
+
+def _fingerprint(folder: Path) -> str:
+    """The folder's fingerprint, kept in the cache under its files' names, sizes and times."""
+    stats = [(file.resolve(), file.stat()) for file in [folder / "config.json", *shard_files(folder)]]
+    key = sha256_text(*(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats))[:32]
+    note = cache_home() / "fingerprints" / key
+    if note.exists():
+        return note.read_text(encoding="utf-8")
+    value = fingerprint(folder)
+    with storage(f"write {note}"):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(value, encoding="utf-8")
+    return value
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,108 @@
+"""Batches: whole documents laid end to end, no padding, in an order that is a function of seed and step.
+
+Letters: N tokens of all documents together, M predictions that count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graftwood.data.encode import Example
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Documents end to end.
+
+    Shapes: ids [1, N]; `documents` their lengths; `predict` [M] positions whose next token counts; `targets` [M] those
+    tokens; `owner` [M] the index of the example each prediction belongs to, within this pack.
+    """
+
+    ids: Tensor
+    documents: tuple[int, ...]
+    predict: Tensor
+    targets: Tensor
+    owner: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.ids.shape[1]
+
+    def to(self, device: torch.device) -> Packed:
+        """The same pack on another device."""
+        moved = (tensor.to(device) for tensor in (self.predict, self.targets, self.owner))
+        return Packed(self.ids.to(device), self.documents, *moved)
+
+
+def pack(examples: Sequence[Example]) -> Packed:
+    """Lay examples end to end. A document's last position predicts nothing, so no prediction crosses into the next."""
+    ids: list[int] = []
+    predict: list[int] = []
+    targets: list[int] = []
+    owner: list[int] = []
+    for number, example in enumerate(examples):
+        start = len(ids)
+        ids += example.ids
+        for offset in range(1, len(example.ids)):
+            if example.answer[offset]:
+                predict.append(start + offset - 1)
+                targets.append(example.ids[offset])
+                owner.append(number)
+    lengths = tuple(len(example.ids) for example in examples)
+    return Packed(torch.tensor([ids]), lengths, *(torch.tensor(x, dtype=torch.long) for x in (predict, targets, owner)))
+
+
+def split_by_tokens(examples: Sequence[Example], budget: int) -> list[list[Example]]:
+    """Consecutive groups of at most `budget` tokens each; an example longer than that stands alone."""
+    groups: list[list[Example]] = []
+    size = 0
+    for example in examples:
+        length = len(example.ids)
+        if not groups or size + length > budget:
+            groups.append([])
+            size = 0
+        groups[-1].append(example)
+        size += length
+    return groups
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows make up each optimiser step.
+
+    Every epoch is its own seeded permutation; the last step of an epoch takes what is left. Step `s` is computed from
+    `seed` and `s` alone, so a resumed run needs no more than its step number.
+    """
+
+    rows: int
+    batch: int
+    epochs: float
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps that see every row once."""
+        return -(-self.rows // self.batch)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run, at least one."""
+        return max(1, round(self.epochs * self.steps_per_epoch))
+
+    def batch_rows(self, step: int) -> list[int]:
+        """Row numbers of one step."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order: list[int] = torch.randperm(self.rows, generator=generator).tolist()
+        return order[index * self.batch : (index + 1) * self.batch]
+
+
+def packs(examples: Sequence[Example], budget: int) -> Iterator[Packed]:
+    """All examples in packs of about `budget` tokens."""
+    for group in split_by_tokens(examples, budget):
+        yield pack(group)

@@ -1,0 +1,98 @@
+"""Rows to examples: ids, and which of them are answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from graftwood.data.rows import Row, Turn
+from graftwood.data.templates import ChatTemplate, Piece
+from graftwood.data.tokenizers.bpe import BPETokenizer
+from graftwood.errors import DataError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as ids. `answer[i]` says whether predicting `ids[i]` counts; the first id is never predicted."""
+
+    ids: tuple[int, ...]
+    answer: tuple[bool, ...]
+    row: Row = field(repr=False)
+    cut: int = 0
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many predictions count."""
+        return sum(self.answer[1:])
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns rows into examples of at most `max_length` tokens.
+
+    Chat rows go through the template; `completion` rows are the prompt, the completion and the end token, with no
+    template, as TRL treats them; `text` rows count every token. A row that is too long loses its end.
+    """
+
+    tokenizer: BPETokenizer
+    template: ChatTemplate
+    max_length: int
+
+    def example(self, row: Row) -> Example:
+        """One row's example. Raises: DataError naming a row that is refused or has no answer left."""
+        try:
+            pieces = self._pieces(row)
+        except DataError as error:
+            raise DataError(f"{row.file}:{row.line}: {error}") from None
+        ids = [index for piece in pieces for index in piece.ids]
+        answer = [piece.answer for piece in pieces for _ in piece.ids]
+        cut = max(0, len(ids) - self.max_length)
+        example = Example(tuple(ids[: self.max_length]), tuple(answer[: self.max_length]), row, cut)
+        if example.answer_tokens == 0:
+            raise DataError(
+                f"{row.file}:{row.line}: no answer token is left within {self.max_length} tokens (the row has "
+                f"{len(ids)}); raise --max-length or shorten the prompt"
+            )
+        return example
+
+    def prompt(self, row: Row) -> list[int]:
+        """Ids of everything before the row's last answer."""
+        if row.kind == "chat":
+            return self.template.prompt(row.turns[:-1])
+        return self._start() + self.tokenizer.encode(row.prompt)
+
+    def ask(self, message: str) -> list[int]:
+        """Ids of a single user message, ready for the assistant to answer."""
+        return self.template.prompt([Turn("user", message, False)])
+
+    def _pieces(self, row: Row) -> list[Piece]:
+        if row.kind == "chat":
+            return self.template.pieces(row.turns)
+        start, end = tuple(self._start()), tuple(self.tokenizer.eos[:1])
+        if row.kind == "text":
+            return [Piece(start, False), Piece((*self.tokenizer.encode(row.completion), *end), True)]
+        prompt = (*start, *self.tokenizer.encode(row.prompt))
+        return [Piece(prompt, False), Piece((*self.tokenizer.encode(row.completion), *end), True)]
+
+    def _start(self) -> list[int]:
+        # A base that begins sequences with a token of its own says so in its template; plain prompts start with it too.
+        return [self.tokenizer.bos] if self.tokenizer.begins and self.tokenizer.bos is not None else []
+
+
+def encode_rows(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+    """Examples of all rows. Raises: DataError with every row that cannot be encoded."""
+    examples, problems = [], []
+    for row in rows:
+        try:
+            examples.append(encoder.example(row))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise DataError(f"{len(problems)} of {len(rows)} rows cannot be encoded", [*problems[:20], *more])
+    return examples
+
+
+def answer_text(row: Row) -> str:
+    """What the row's last answer says."""
+    return row.turns[-1].content if row.kind == "chat" else row.completion

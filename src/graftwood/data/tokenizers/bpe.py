@@ -1,0 +1,186 @@
+"""Byte-pair tokenizers, through the `tokenizers` library: from a `tokenizer.json`, or rebuilt from GGUF metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from graftwood.errors import ModelError
+
+# How llama.cpp's `tokenizer.ggml.pre` names map to the steps before the merges.
+_GPT2 = (pre_tokenizers.ByteLevel(add_prefix_space=False),)
+_SMOLLM = (pre_tokenizers.Digits(individual_digits=True), *_GPT2)
+_LLAMA3 = (
+    pre_tokenizers.Split(
+        Regex(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+            r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+        "isolated",
+    ),
+    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+)
+_PRE: dict[str, Sequence[Any]] = {
+    "gpt-2": _GPT2,
+    "default": _GPT2,
+    "smollm": _SMOLLM,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+}
+
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+class BPETokenizer:
+    """Text to ids and back.
+
+    `encode` reads special tokens in its text only when told to: text of a user stays text. Every id it gives is below
+    `vocab_size`; `decode(encode(x))` is `x`. `begins` says whether plain text starts with the `bos` token.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, eos: Sequence[int], bos: int | None, pad: int | None, begins: bool = False
+    ) -> None:
+        self.definition = tokenizer.to_str()
+        self._plain = Tokenizer.from_str(self.definition)
+        self._plain.no_truncation()
+        self._plain.no_padding()
+        self._plain.encode_special_tokens = True
+        self._special = Tokenizer.from_str(self.definition)
+        self._special.no_truncation()
+        self._special.no_padding()
+        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.eos = tuple(eos)
+        self.bos = bos
+        self.begins = begins
+        self.pad = pad
+        self.specials = {
+            token.content: index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over everything that decides ids."""
+        return hashlib.sha256(f"{self.definition}{self.eos}{self.bos}".encode()).hexdigest()
+
+    def encode(self, text: str, specials: bool = False) -> list[int]:
+        """Ids of `text`; with `specials`, the text of a special token becomes that token."""
+        tokenizer = self._special if specials else self._plain
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
+        """`encode` of each text."""
+        tokenizer = self._special if specials else self._plain
+        return [list(e.ids) for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], skip_specials: bool = False) -> str:
+        """Text of `ids`. Bytes that are no UTF-8 yet become U+FFFD."""
+        return str(self._special.decode(list(ids), skip_special_tokens=skip_specials))
+
+    def token(self, index: int) -> str:
+        """The token's own text, in the vocabulary's spelling."""
+        return str(self._special.id_to_token(index))
+
+
+def from_folder(folder: Path) -> BPETokenizer:
+    """The tokenizer of a model folder: `tokenizer.json`, with ids of end and begin from the files beside it.
+
+    Raises: ModelError when the file is missing or cannot be read.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise ModelError(f"{folder} has no tokenizer.json; save the tokenizer with transformers' fast tokenizer first")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    settings = _json(folder / "tokenizer_config.json")
+    generation = _json(folder / "generation_config.json")
+    model = _json(folder / "config.json")
+
+    def named(key: str) -> int | None:
+        value = settings.get(f"{key}_token")
+        content = value.get("content") if isinstance(value, dict) else value
+        index = tokenizer.token_to_id(content) if isinstance(content, str) else None
+        return index if index is not None else _first(generation.get(f"{key}_token_id"), model.get(f"{key}_token_id"))
+
+    eos = _ids(generation.get("eos_token_id")) or _ids(model.get("eos_token_id"))
+    end = named("eos")
+    if end is not None and end not in eos:
+        eos = [end, *eos]
+    elif end is not None:
+        eos = [end, *(index for index in eos if index != end)]
+    begins = bool(settings.get("add_bos_token", _adds_bos(tokenizer)))
+    return BPETokenizer(tokenizer, eos, named("bos"), named("pad"), begins)
+
+
+def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """Rebuild a byte-level BPE tokenizer from a GGUF file's `tokenizer.ggml.*` metadata.
+
+    Raises: ModelError for a tokenizer model or pre-tokenizer that is not known here.
+    """
+    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2":
+        raise ModelError(f"tokenizer model {kind!r} of a GGUF file cannot be rebuilt; use the model's folder")
+    if pre not in _PRE:
+        raise ModelError(f"pre-tokenizer {pre!r} of a GGUF file is not known; known: {', '.join(sorted(_PRE))}")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    types = metadata["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in ("llama-bpe", "llama3")))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(_PRE[pre]))
+    tokenizer.decoder = decoders.ByteLevel()
+    added = [
+        AddedToken(token, special=kind == _CONTROL, normalized=False)
+        for token, kind in zip(tokens, types, strict=True)
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
+    tokenizer.add_tokens(added)
+    return tokenizer
+
+
+def gguf_token_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The `tokenizer_config.json` that goes with a tokenizer rebuilt from GGUF metadata."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
+    }
+    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        index = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
+        if index is not None:
+            settings[f"{ours}_token"] = tokens[int(index)]
+    if "tokenizer.chat_template" in metadata:
+        settings["chat_template"] = metadata["tokenizer.chat_template"]
+    return settings
+
+
+def _adds_bos(tokenizer: Tokenizer) -> bool:
+    return len(tokenizer.encode("", add_special_tokens=True).ids) == 1
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _ids(value: object) -> list[int]:
+    if isinstance(value, int):
+        return [value]
+    return [int(index) for index in value] if isinstance(value, list) else []
+
+
+def _first(*values: object) -> int | None:
+    return next((ids[0] for value in values if (ids := _ids(value))), None)

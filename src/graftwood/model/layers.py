@@ -1,0 +1,244 @@
+"""The parts every family is composed from: linear, norm, gated activation, rotary positions.
+
+Letters: B batch, T tokens, C channels, H heads, D head size, N tokens of all documents together, R rank.
+
+Three of the parts have a hand-written backward. Autograd's own is right but wasteful on a CPU, where each pass over a
+`[N, C]` tensor costs as much as many matmul rows: it materialises one gradient per consumer and adds them up, and keeps
+intermediates that are cheap to compute again. The laws in `tests/laws` hold each to autograd's result.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from graftwood.model.config import ModelConfig
+
+
+class Delta(Protocol):
+    """What a technique may put on a linear: it sees the linear and its input and returns the output."""
+
+    def __call__(self, linear: Linear, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class LowRank(Protocol):
+    """A delta of the form `scale * B @ A`, which the fused projection knows how to train."""
+
+    def factors(self) -> tuple[Tensor, Tensor, float] | None:
+        """`(A [R, in], B [out, R], scale)`, or None when the update is not that plain now (dropout, say)."""
+
+
+class Linear(nn.Module):
+    """`y = x W^T + b`. `delta` is the seam for techniques: None, or what replaces the plain product.
+
+    Shapes: weight [out, in], bias [out].
+    """
+
+    delta: nn.Module | None
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        self.delta = None
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The product without any delta, in the input's dtype."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return project(x, self)[0]
+
+
+def project(x: Tensor, *linears: Linear) -> tuple[Tensor, ...]:
+    """Several linears applied to one input, sharing one input gradient.
+
+    Shapes: x [..., in] -> one [..., out_i] for each linear.
+    """
+    if isinstance(linears[0], Packed):
+        return linears[0].outputs(x)
+    if torch.is_grad_enabled():
+        plan = _low_rank_plan(x, linears)
+        if plan is not None:
+            return _FrozenProjection.apply(x, *plan)  # type: ignore[no-untyped-call]
+    return tuple(linear.plain(x) if linear.delta is None else linear.delta(linear, x) for linear in linears)
+
+
+class Packed(Linear):
+    """Several linears of one input stored as one matrix for decoding; the rest of the group is never asked."""
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """One output for each linear that was packed."""
+        raise AssertionError("implemented by the decoding engine")
+
+
+def _low_rank_plan(x: Tensor, linears: tuple[Linear, ...]) -> list[Any] | None:
+    plan: list[Any] = []
+    for linear in linears:
+        if linear.weight.requires_grad or linear.bias is not None or linear.weight.dtype != x.dtype:
+            return None
+        if linear.delta is None:
+            plan += (linear.weight, None, None, 0.0)
+            continue
+        factors = linear.delta.factors() if isinstance(linear.delta, LowRank) else None
+        if factors is None:
+            return None
+        plan += (linear.weight, factors[0].to(x.dtype), factors[1].to(x.dtype), factors[2])
+    return plan
+
+
+class _FrozenProjection(torch.autograd.Function):
+    """Frozen matrices plus low-rank updates on one input: one input gradient, accumulated in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *plan: Any) -> tuple[Tensor, ...]:
+        rows = x.reshape(-1, x.shape[-1])
+        outputs: list[Tensor] = []
+        saved: list[Tensor | None] = [rows]
+        scales: list[float] = []
+        for weight, a, b, scale in zip(*(plan[i::4] for i in range(4)), strict=True):
+            y = rows @ weight.T
+            low = None
+            if a is not None:
+                low = rows @ a.T
+                y.addmm_(low, b.T, alpha=scale)
+            outputs.append(y.view(*x.shape[:-1], -1))
+            saved += (weight, a, b, low)
+            scales.append(scale)
+        ctx.save_for_backward(*saved)
+        ctx.scales = scales
+        ctx.shape = x.shape
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | float | None, ...]:
+        rows, *rest = ctx.saved_tensors
+        wants_x = ctx.needs_input_grad[0]
+        dx: Tensor | None = None
+        result: list[Tensor | None] = []
+        for index, (grad, scale) in enumerate(zip(grads, ctx.scales, strict=True)):
+            weight, a, b, low = rest[4 * index : 4 * index + 4]
+            dy = grad.reshape(-1, grad.shape[-1])
+            if wants_x:
+                dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
+            da = db = None
+            if a is not None:
+                dlow = (dy @ b).mul_(scale)
+                da = dlow.T @ rows
+                db = (dy.T @ low).mul_(scale)
+                if dx is not None:
+                    dx.addmm_(dlow, a)
+            result += (None, da, db, None)
+        return (None if dx is None else dx.view(ctx.shape), *result)
+
+
+class RMSNorm(nn.Module):
+    """`x / rms(x) * weight`, computed in float32. Source: Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad and not self.weight.requires_grad and x.dtype == torch.float32:
+            return _FrozenNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+
+
+class _FrozenNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        inverse = (torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(ctx.eps)).rsqrt_()
+        dx = grad * weight
+        share = torch.linalg.vecdot(dx, x).mul_(inverse).mul_(inverse).mul_(inverse).div_(x.shape[-1]).neg_()
+        return dx.mul_(inverse.unsqueeze(-1)).addcmul_(x, share.unsqueeze(-1)), None, None
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`, keeping only its inputs for the backward. Source: Shazeer 2020, arXiv 2002.05202, eq. 6."""
+    if torch.is_grad_enabled() and gate.requires_grad:
+        return _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
+    return F.silu(gate).mul_(up)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        dgate = torch.ops.aten.silu_backward(grad * up, gate)
+        return dgate, F.silu(gate).mul_(grad)
+
+
+def rotary_tables(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's angles.
+
+    Shapes: positions [...] -> two float32 [..., D/2]. Source: Su et al. 2021, arXiv 2104.09864, eq. 34.
+    """
+    half = torch.arange(0, config.head_size, 2, dtype=torch.float32, device=positions.device) / config.head_size
+    frequency = 1.0 / (config.rope_theta**half)
+    scaling = config.rope_scaling
+    if scaling is not None:
+        if scaling.kind == "linear":
+            frequency = frequency / scaling.factor
+        else:
+            # Wavelengths beyond the original context are stretched, short ones stay, those between are blended.
+            turns = scaling.original_positions * frequency / (2 * torch.pi)
+            span = scaling.high_frequency_factor - scaling.low_frequency_factor
+            blend = ((turns - scaling.low_frequency_factor) / span).clamp(0, 1)
+            frequency = frequency * (blend + (1 - blend) / scaling.factor)
+    angles = positions.float().unsqueeze(-1) * frequency
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each head's halves by their position's angle.
+
+    Shapes: x [B, T, H, D]; cos and sin broadcast to [B, T, 1, D/2].
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return _turned(x, cos, sin, 1.0)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    out = torch.empty_like(x)
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=sign)
+    return out
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, sin, -1.0), None, None
