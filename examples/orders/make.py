@@ -1,17 +1,17 @@
 """Write train.jsonl and valid.jsonl of the orders example: `python examples/orders/make.py [FOLDER]`.
 
-A row is built in three steps: a template of one intent is filled (slots below), sentences that change at most `urgent`
-are put around it, and some rows are flattened to the lower case of a text message. The answer is recorded while the
-slots are filled, so it is right by construction. The rules of the task are in README.md; test.jsonl is hand-written.
+A template of one intent is filled (slots below), sentences that change at most `urgent` go around it, and some rows are
+flattened to the lower case of a text message. The answer is recorded while the slots are filled, so it is right by
+construction. README.md has the rules of the task; test.jsonl is hand-written.
 
 Slots of a template, and what they record:
-    {some}   three oak shelves | a wool rug | 12 mugs | mugs     product, and quantity unless there is no number
-    {mine}   my two oak shelves | the wool rug                   product, and quantity unless there is no number
-    {kind}   oak shelves                                         product
-    {day}    Friday | tomorrow | next Monday | 12 May            day
-    {on}     on Friday | tomorrow | next Monday | on 12 May      day, as a phrase about the future
-    {was}    on Friday | yesterday | last Monday | on 12 May     day, as a phrase about the past
-    {fast}   " right away" in an urgent row, else nothing        nothing: `urgent` is drawn before
+    {some}   three oak desks | a wool rug | mugs     product, and quantity unless there is no number
+    {mine}   my two oak desks | the wool rug         product, and quantity unless there is no number
+    {kind}   oak desks                               product
+    {day}    Friday | tomorrow | next Monday | 12 May  day
+    {on}     on Friday | tomorrow | next Monday        day, in a phrase about the future
+    {was}    on Friday | yesterday | last Monday       day, in a phrase about the past
+    {fast}   " right away" if the row is urgent        nothing: `urgent` is set before
     [...]    kept in half the rows
 """
 
@@ -20,23 +20,22 @@ import random
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 INSTRUCTION = "Turn this message into JSON.\n\n"
 INTENTS = ("order", "cancel", "complaint", "question", "delivery")
-NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}
-BIG_NUMBERS = (11, 12, 14, 15, 16, 18, 20, 24, 25, 30, 36, 40, 50, 60, 80, 100)
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "dozen")
+BIG_NUMBERS = (11, 12, 12, 14, 15, 16, 18, 20, 24, 25, 30, 36, 40, 50, 60, 80, 100)
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS = tuple("January February March April May June July August September October November December".split())
 MAX_SHARED = 0.8
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """The vocabulary of one split: templates by intent, product names in the singular, and what goes around them."""
+    """What the rows of one split are made of: templates by intent, products in the singular, and the words around."""
 
     templates: dict[str, Sequence[str]]
     products: Sequence[str]
@@ -59,195 +58,117 @@ class Answer:
     urgent: bool = False
 
 
-def _lines(text: str) -> tuple[str, ...]:
-    return tuple(line.strip() for line in text.strip().splitlines())
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(" ".join(part.split()) for part in text.split("|"))
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.replace("\n", " ").split(","))
+MONTHS = _split("January|February|March|April|May|June|July|August|September|October|November|December")
 
 
 TRAIN = Words(
     templates={
-        "order": _lines("""
-            I'd like to order {some}[ for {day}].
-            Please send me {some}{fast}[, to arrive {on}].
-            We need {some}{fast}[, delivered by {day}].
-            Put me down for {some}[, for {day}].
-            I want to buy {some}{fast}.
-            Can you send {some} to my home address[ by {day}]?
-            We'll take {some}[, to be collected {on}].
-            New order: {some}[, wanted by {day}].
-            The usual again: {some}[ for {day}].
-            I am after {some}[, which I would pick up {on}].
-            My client wants {some}{fast}, so go ahead and bill me[; shipping {on} is fine].
-            Let me have {some} at the normal price[ by {day}].
-            Could I purchase {some} from you[ before {day}]?
-            Add {some} to my basket and charge my card{fast}.
-        """),
-        "cancel": _lines("""
-            Please cancel {mine}{fast}.
-            I no longer want {mine}[ that I ordered {was}].
-            Take {mine} off my order{fast}.
-            We've changed our minds about {mine}, so keep everything[ {on}].
-            I need to cancel the order I placed {was}{fast}.
-            Stop the order for {mine}{fast}[; it was placed {was}].
-            Kindly withdraw my whole order[ before {day}].
-            I bought {some} by mistake[ {was}], undo that{fast}.
-            Could you call off {mine}[, planned for {day}]?
-            I found {some} cheaper elsewhere, so drop my order[ before {day}].
-            Scrap {mine}[ booked for {day}]; we won't be needing anything.
-            Is it too late to cancel {mine}[ before the van leaves {on}]?
-            Remove {some} from the order I made[ {was}].
-            Forget about {mine}, my plans have changed[ since {day}].
-        """),
-        "complaint": _lines("""
-            {mine} arrived broken[ {was}].
-            I received {mine}[ {was}] and the colour is completely wrong.
-            {mine} stopped working[ {was}], and I want a refund{fast}.
-            There's a crack in {mine}[, handed over {was}].
-            I paid for {some} but got something else[ {was}].
-            Very disappointed: {mine} fell apart[ {was}].
-            The parcel that came {was} was soaked through.
-            Parts were missing from {mine}[ when I opened the box {was}].
-            {mine} smelled awful when unpacked[ {was}], please put this right{fast}.
-            You sent me {some} in the wrong size, take this back{fast}.
-            I'm not happy with {mine}, all scratched[ since {day}].
-            What I unpacked {was} is not what I paid for.
-            {mine} turned up dented and dirty[ {was}].
-            The finish on {mine} wore off[ {was}], what poor quality.
-        """),
-        "question": _lines("""
-            Do you have {kind} in stock[ {on}]?
-            How much do {kind} cost?
-            What is the best way to clean {kind}?
-            Are you open {on}?
-            Is there a discount on {some}[ until {day}]?
-            What would {some} cost me[ if I came by {on}]?
-            Which sizes do {kind} come in?
-            Do you ship to Ireland, and what is the fee?
-            How long is the guarantee on {kind}?
-            Could you tell me if {kind} will be in the sale {on}?
-            Can I look at {kind} in your shop[ {on}]?
-            Would {some} fit into a small car?
-            I'm wondering what {kind} are made of.
-            Who can I speak to about prices[ {on}]?
-            Do {kind} come with instructions?
-        """),
-        "delivery": _lines("""
-            Any news on {mine}[, promised for {day}]?
-            When will {mine} get here?
-            Deliver {mine}{fast} to the back door[ {on}].
-            Can you move my delivery to {day}?
-            I won't be home {on}; leave {mine} with the neighbour.
-            Has the driver left with {mine} yet[, as agreed for {day}]?
-            Could {mine} come {on} instead?
-            The tracking page shows nothing for {mine}[ since {day}].
-            I moved house, so bring {mine} to 8 Mill Lane[ {on}].
-            The courier missed me {was}; try again{fast}.
-            We are still waiting for {mine}[, which should have come {was}].
-            Will {mine} be at my door by {day}?
-            Change the address for {mine}{fast}[; the old flat is empty from {day}].
-            What time does the van come with {mine}[ {on}]?
-        """),
+        "order": _split("""
+            I'd like to order {some}[ for {day}]. | Please send me {some}{fast}[, to arrive {on}]. |
+            We need {some}{fast}[, delivered by {day}]. | Put me down for {some}[, for {day}]. |
+            I want to buy {some}{fast}. | Can you send {some} to my home address[ by {day}]? |
+            We'll take {some}[, to be collected {on}]. | New order: {some}[, wanted by {day}]. |
+            The usual again: {some}[ for {day}]. | I am after {some}[ and would come to the shop {on}]. |
+            My client wants {some}{fast}, so go ahead and bill me[; shipping {on} is fine]. |
+            Let me have {some} at the normal price[ by {day}]. | Could I purchase {some} from you[ before {day}]? |
+            Add {some} to my basket and charge my card{fast}."""),
+        "cancel": _split("""
+            Please cancel {mine}{fast}. | I no longer want {mine}[ that I ordered {was}]. |
+            Take {mine} off my order{fast}. | We've changed our minds about {mine}, so keep everything[ {on}]. |
+            I need to cancel the order I placed {was}{fast}. | Stop the order for {mine}{fast}[; it was placed {was}]. |
+            Kindly withdraw my whole order before {day}. | I bought {some} by mistake[ {was}], undo that{fast}. |
+            Could you call off {mine}[, planned for {day}]? | Remove {some} from the order I made[ {was}]. |
+            I found {some} cheaper elsewhere, so drop my order[ before {day}]. |
+            Scrap {mine}[ booked for {day}]; we won't be needing anything. |
+            Is it too late to cancel {mine}[ before the van leaves {on}]? |
+            Forget about {mine}, my plans have changed[ for {day}]."""),
+        "complaint": _split("""
+            {mine} arrived broken[ {was}]. | I received {mine}[ {was}] and the colour is completely wrong. |
+            {mine} stopped working[ {was}], and I want a refund{fast}. |
+            There's a crack in {mine}[, handed over {was}]. | I paid for {some} but got something else[ {was}]. |
+            Very disappointed: {mine} fell apart[ {was}]. | The parcel that came {was} was soaked through. |
+            Parts were missing from {mine}[ when I looked {was}]. |
+            {mine} smelled awful when unpacked[ {was}], please put this right{fast}. |
+            You sent me {some} in the wrong size, take this back{fast}. |
+            I'm not happy with {mine}, scratched on arrival[ {was}]. | What I unpacked {was} is not what I paid for. |
+            {mine} turned up dented and dirty[ {was}]. | The finish on {mine} wore off[ {was}], what poor quality."""),
+        "question": _split("""
+            Do you have {kind} in stock[ {on}]? | How much do {kind} cost? | Are you open {on}? |
+            What is the best way to clean {kind}? | Is there a discount on {some}[ until {day}]? |
+            What would {some} cost me[ if I came by {on}]? | Which sizes do {kind} come in? |
+            Do you ship abroad, and what would the fee be {on}? | How long is the guarantee on {kind}? |
+            Could you tell me if {kind} will be in the sale {on}? | Can I look at {kind} in your shop[ {on}]? |
+            Would {some} fit into a small car? | I'm wondering what {kind} are made of. |
+            Who can I speak to about prices {on}? | Do {kind} come with instructions? |
+            Where is the manual for {mine}[, which I bought {was}]?"""),
+        "delivery": _split("""
+            Any news on {mine}[, promised for {day}]? | When will {mine} get here? |
+            Deliver {mine}{fast} to the back door[ {on}]. | Can you move my delivery to {day}? |
+            I won't be home {on}; leave {mine} with the neighbour. | Could {mine} come {on} instead? |
+            Has the driver left with {mine} yet[, as agreed for {day}]? |
+            The tracking page shows nothing for {mine}[, though you said {day}]. | Will {mine} be at my door by {day}? |
+            I moved house, so bring {mine} to 8 Mill Lane[ {on}]. | The courier missed me {was}; try again{fast}. |
+            We are still waiting for {mine}[, which should have come {was}]. |
+            Change the address for {mine}{fast}[; the old flat is empty from {day}]. |
+            What time does the van come with {mine}[ {on}]?"""),
     },
-    products=_names("""
-        wool blanket, desk lamp, oak shelf, garden chair, coffee mug, copper kettle, bath towel, leather wallet,
-        mountain bike, phone charger, winter coat, glass vase, bread knife, picture frame, cotton sheet, yoga mat,
-        red umbrella, pine table, hair dryer, silver ring, tennis racket, paper lantern, steel bucket, plant pot,
-        wall clock, sleeping bag, chess set, water bottle, baking tray, floor cushion, bar stool, linen apron,
-        Bluetooth speaker, toy train, soup bowl, fountain pen, rubber boot, garden hose, black backpack, door mat,
-        bag of potting soil, box of candles, pack of batteries, jar of honey, crate of apples, roll of tape,
-        shower curtain, rose bush, USB cable, office chair, curtain rod, paint brush, camping stove, blue scarf,
-        straw hat, ceramic tile, electric drill, bicycle pump, cheese board, wine glass, pocket mirror, spice rack,
-        green sofa, laptop stand, wooden spoon, hand mixer, tea strainer, ironing board, bird feeder, velvet curtain,
-        fire blanket, step ladder, notebook, toaster, hammock, suitcase, doorbell, headlamp, whiteboard, teapot,
-        puzzle, radio, saddle, mattress, blender, wheelbarrow, thermometer, doll house, guitar string, cake tin
-    """),
-    haste=_lines("""
-        This is urgent.
-        Please hurry.
-        It's an emergency.
-        I can't wait any longer.
-        Be quick about it.
-        I need this sorted as soon as possible.
-        ASAP please.
-        Top priority for us.
-        Time is very short.
-        Please answer straight away.
-        We are desperate.
-        Every minute counts.
-        It really cannot wait.
-        I'm in a great hurry.
-        URGENT!
-    """),
-    fast=_names("right away, as soon as possible, urgently, asap, immediately, as fast as you can, at once, quickly"),
-    calm=_lines("""
-        No rush.
-        There's no hurry.
-        Take your time.
-        It isn't urgent.
-        Whenever suits you.
-        No need to hurry.
-        We can wait.
-        This is not an emergency.
-    """),
-    asides=_lines("""
-        I'm redoing the whole house.
-        My sister told me about your shop.
-        I've been a customer for years.
-        We met at the market.
-        It is a present for my father.
-        My partner uses your website a lot.
-        My customer number is 48213.
-        I tried to phone but nobody picked up.
-        Sorry for writing twice.
-        We run a little guest house.
-        I hope you are well.
-        My reference is 7790.
-    """),
+    products=_split("""
+        wool blanket | desk lamp | oak desk | garden chair | coffee mug | copper kettle | bath towel | leather wallet |
+        mountain bike | phone charger | winter coat | glass vase | bread bin | picture frame | cotton sheet |
+        yoga mat | red umbrella | pine table | hair dryer | silver ring | tennis racket | paper lantern | steel bucket |
+        plant pot | wall clock | sleeping bag | chess set | water bottle | baking tray | floor cushion | bar stool |
+        linen apron | Bluetooth speaker | toy train | soup bowl | fountain pen | rubber boot | garden hose |
+        black backpack | door mat | bag of potting soil | box of candles | pack of batteries | jar of honey |
+        crate of apples | roll of tape | shower curtain | rose bush | USB cable | office chair | curtain rod |
+        paint brush | camping stove | blue scarf | straw hat | ceramic tile | electric drill | bicycle pump |
+        cheese board | wine glass | pocket mirror | spice rack | green sofa | laptop stand | wooden spoon | hand mixer |
+        tea strainer | ironing board | bird feeder | velvet curtain | fire blanket | step ladder | notebook | toaster |
+        hammock | suitcase | doorbell | headlamp | whiteboard | teapot | puzzle | radio | saddle | mattress | blender |
+        wheelbarrow | thermometer | doll house | guitar string | cake tin"""),
+    haste=_split("""
+        This is urgent. | Please hurry. | It's an emergency. | I can't wait any longer. | Be quick about it. |
+        I need this sorted as soon as possible. | ASAP please. | Top priority for us. | Time is very short. |
+        Please answer straight away. | We are desperate. | Every minute counts. | It really cannot wait. |
+        I'm in a great hurry. | URGENT!"""),
+    fast=_split("right away | as soon as possible | urgently | asap | immediately | as fast as you can | at once"),
+    calm=_split("""
+        No rush. | There's no hurry. | Take your time. | It isn't urgent. | Whenever suits you. | No need to hurry. |
+        We can wait. | This is not an emergency."""),
+    asides=_split("""
+        I'm redoing the whole house. | My sister told me about your shop. | I've been a customer for years. |
+        We met at the market. | It is a present for my father. | My partner uses your website a lot. |
+        My customer number is 48213. | I tried to phone but nobody picked up. | Sorry for writing twice. |
+        We run a little guest house. | I hope you are well. | My reference is 7790."""),
     openings=("Hi! ", "Hello. ", "Good morning. ", "Dear team,\n", "Hey, quick one. ", "To whom it may concern:\n"),
-    closings=(" Thanks, Maria", "\nRegards, Tom Becker", " Cheers", " Thank you!", "\nBest, Aisha", " Many thanks, Paul"),
+    closings=(" Thanks, Maria", "\nRegards, Tom Becker", " Cheers", " Thank you!", "\nBest, Aisha", " Paul, thanks"),
 )
 
 VALID = Words(
     templates={
-        "order": _lines("""
-            Would you set up an order of {some} for our school[ by {day}]?
-            I'll have {some}{fast}, same card as before.
-            Book {some} in my name[; I can fetch that {on}].
-            Looking to get {some}[, ideally {on}].
-        """),
-        "cancel": _lines("""
-            Please do not ship {mine}[ {on}], I am pulling out.
-            Cancellation request: {mine}[, bought {was}].
-            I have to back out of the order from {day}{fast}.
-            Can you void my purchase of {some}{fast}?
-        """),
-        "complaint": _lines("""
-            One corner of {mine} was smashed[ when we looked {was}].
-            {mine} gave up[ {was}], which is unacceptable.
-            The wrong goods reached us {was}, sort it out{fast}.
-            I expected better: {mine} came stained.
-        """),
-        "question": _lines("""
-            May I ask whether {kind} are waterproof?
-            What's the price for {some}[ if paid {on}]?
-            Is anyone at the shop {on}?
-            Do you know when {kind} will be available again?
-        """),
-        "delivery": _lines("""
-            Please drop {mine} at reception[ {on}].
-            My package hasn't shown up, it was meant to be here {was}.
-            Where did {mine} end up[ {was}]?
-            Push the delivery of {mine} back to {day}.
-        """),
+        "order": _split("""
+            Would you set up an order of {some} for our school[ by {day}]? | Looking to get {some}[, ideally {on}]. |
+            I'll have {some}{fast}, same card as before. | Book {some} in my name[; I can be there {on}]."""),
+        "cancel": _split("""
+            Please do not ship {mine}[ {on}], I am pulling out. | Cancellation request: {mine}[, bought {was}]. |
+            I have to back out of what I signed {was}{fast}. | Can you void my purchase of {some}{fast}?"""),
+        "complaint": _split("""
+            One corner of {mine} was smashed[ when we looked {was}]. | I expected better: {mine} came stained. |
+            {mine} gave up[ {was}], which is unacceptable. | The wrong goods reached us {was}, sort it out{fast}."""),
+        "question": _split("""
+            May I ask whether {kind} are waterproof? | What's the price for {some}[ if paid {on}]? |
+            Is anyone at the counter {on}? | Do you know when {kind} will be available again?"""),
+        "delivery": _split("""
+            Please drop {mine} at reception[ {on}]. | My package hasn't shown up, it was meant to be here {was}. |
+            Where did {mine} end up[ {was}]? | Push the delivery of {mine} back to {day}."""),
     },
-    products=_names("""
-        canvas tote, brass hook, rain jacket, pillow case, fish tank, drum kit, violin case, snow shovel,
-        bottle of olive oil, tin of paint, grey carpet, rocking horse, kitchen scale, mosquito net, stapler,
-        trampoline, microscope, salad spinner, tripod, space heater, bamboo blind, skateboard
-    """),
+    products=_split("""
+        canvas tote | brass hook | rain jacket | pillow case | fish tank | drum kit | violin case | snow shovel |
+        bottle of olive oil | tin of paint | grey carpet | rocking horse | kitchen scale | mosquito net | stapler |
+        trampoline | microscope | salad spinner | tripod | space heater | bamboo blind | skateboard"""),
     haste=("I need this fast.", "Please treat it as urgent.", "We're running out of time.", "Hurry up please."),
     fast=("without delay", "asap", "immediately"),
     calm=("It can wait.", "No pressure at all.", "Not urgent."),
@@ -258,25 +179,17 @@ VALID = Words(
 
 
 def plural(name: str) -> str:
-    """The regular plural of a product name: "box of candles" -> "boxes of candles"."""
+    """The plural of a product name: "box of candles" -> "boxes of candles"."""
     head, of, rest = name.partition(" of ")
-    if head.endswith("shelf"):
-        head = head[:-1] + "ves"
-    else:
-        head += "es" if head.endswith(("s", "x", "ch", "sh")) else "s"
-    return head + of + rest
+    return head + ("es" if head.endswith(("s", "x", "ch", "sh")) else "s") + of + rest
 
 
 @dataclass
 class Maker:
-    """Draws the rows of one split from its words."""
+    """Draws the rows of one split."""
 
     words: Words
-    seed: int
-    rng: random.Random = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rng = random.Random(self.seed)
+    rng: random.Random
 
     def pick(self, options: Sequence[T]) -> T:
         # random() is the one method whose sequence Python promises to keep for a seed; choice() may change.
@@ -286,32 +199,31 @@ class Maker:
         return self.rng.random() < probability
 
     def number(self) -> tuple[int, str]:
-        if self.chance(0.3):
-            number = self.pick(BIG_NUMBERS)
-            return number, "a dozen" if number == 12 and self.chance(0.5) else str(number)
-        number = self.pick(tuple(NUMBERS))
-        return number, NUMBERS[number] if self.chance(0.5) else str(number)
+        number = self.pick(BIG_NUMBERS if self.chance(0.3) else range(2, 11))
+        return number, NUMBERS[number] if number < len(NUMBERS) and self.chance(0.5) else str(number)
 
     def goods(self, slot: str, answer: Answer) -> str:
         product = self.pick(self.words.products)
         answer.product = plural(product)
         if slot == "kind":
             return answer.product
-        start = self.pick(("my ", "the ")) if slot == "mine" else ""
+        owner = self.pick(("my ", "the ")) if slot == "mine" else ""
         if self.chance(0.6):
             answer.quantity, number = self.number()
-            return f"{start.replace('my', 'the') if number == 'a dozen' else start}{number} {answer.product}"
+            article = "a " if number == "dozen" and not owner else ""
+            return f"{owner}{article}{number} {answer.product}"
         if self.chance(0.6):
             answer.product = product
             if slot == "some":
                 answer.quantity = 1
-                start = "an " if product[0] in "aeio" else "a "
-        return start + answer.product
+                owner = "an " if product[0] in "aeio" else "a "
+        return owner + answer.product
 
     def day(self, slot: str, answer: Answer) -> str:
-        weekday, month, number = self.pick(WEEKDAYS), self.pick(MONTHS), 1 + int(self.rng.random() * 28)
+        weekday, month, number = self.pick(WEEKDAYS), self.pick(MONTHS), self.pick(range(1, 29))
         if self.chance(0.25):
-            answer.day = self.pick((f"last {weekday}", "yesterday") if slot == "was" else (f"next {weekday}", "tomorrow"))
+            relative = (f"last {weekday}", "yesterday") if slot == "was" else (f"next {weekday}", "tomorrow")
+            answer.day = self.pick(relative)
             return answer.day
         answer.day = self.pick((weekday, weekday, f"{number} {month}", f"{month} {number}"))
         return answer.day if slot == "day" else f"on {answer.day}"
@@ -327,8 +239,8 @@ class Maker:
         text = re.sub(r"\{(\w+)\}", value, kept)
         return text[0].upper() + text[1:]
 
-    def row(self, intent: str, template: str) -> tuple[str, Answer]:
-        words, answer = self.words, Answer(intent, urgent=self.chance(0.5))
+    def row(self, intent: str, template: str, urgent: bool) -> tuple[str, Answer]:
+        words, answer = self.words, Answer(intent, urgent=urgent)
         sentences = [self.fill(template, answer)]
         if self.chance(0.25):
             sentences.insert(0, self.pick(words.asides))
@@ -339,28 +251,25 @@ class Maker:
         opening = self.pick(words.openings) if self.chance(0.4) else ""
         closing = self.pick(words.closings) if self.chance(0.4) else ""
         message = opening + " ".join(sentences) + closing
-        return flatten(message, answer) if self.chance(0.2) else (message, answer)
+        if self.chance(0.2):
+            # As typed on a phone: a copied span must keep the case it has in the message.
+            message = message.lower().replace("'", "").removesuffix(".")
+            answer.product, answer.day = answer.product and answer.product.lower(), answer.day and answer.day.lower()
+        return message, answer
 
     def rows(self, count: int, used: list[set[str]]) -> list[str]:
-        """`count` lines of JSON, intents in equal parts, none too close to another or to a word set in `used`."""
+        """`count` rows, intents in equal parts, each far enough from every other and from the word sets in `used`."""
         lines = []
         for index in range(count):
-            intent = INTENTS[index % len(INTENTS)]
-            templates = self.words.templates[intent]
-            template = templates[index // len(INTENTS) % len(templates)]
-            message, answer = self.row(intent, template)
+            turn, intent = index // len(INTENTS), INTENTS[index % len(INTENTS)]
+            lap, place = divmod(turn, len(self.words.templates[intent]))
+            case = intent, self.words.templates[intent][place], (place + lap) % 2 == 0
+            message, answer = self.row(*case)
             while any(shared(word_set(message), other) > MAX_SHARED for other in used):
-                message, answer = self.row(intent, template)
+                message, answer = self.row(*case)
             used.append(word_set(message))
             lines.append(line(message, answer))
         return sorted(lines, key=lambda _: self.rng.random())
-
-
-def flatten(message: str, answer: Answer) -> tuple[str, Answer]:
-    """The row as someone in a hurry would type it: lower case, no apostrophes, no full stop at the end."""
-    product, day = answer.product and answer.product.lower(), answer.day and answer.day.lower()
-    text = message.lower().replace("'", "").removesuffix(".")
-    return text, Answer(answer.intent, product, answer.quantity, day, answer.urgent)
 
 
 def word_set(message: str) -> set[str]:
@@ -368,12 +277,12 @@ def word_set(message: str) -> set[str]:
 
 
 def shared(one: set[str], other: set[str]) -> float:
-    """The part of the smaller word set that the other one has too."""
-    return len(one & other) / min(len(one), len(other))
+    """The part of all words of both sets that is in both."""
+    return len(one & other) / len(one | other)
 
 
 def line(message: str, answer: Answer) -> str:
-    """One row of the files, as JSON."""
+    """One line of the files."""
     content = json.dumps(vars(answer), separators=(",", ":"), ensure_ascii=False)
     messages = [{"role": "user", "content": INSTRUCTION + message}, {"role": "assistant", "content": content}]
     return json.dumps({"messages": messages}, ensure_ascii=False)
@@ -383,7 +292,7 @@ def main(folder: Path) -> None:
     """Write both files into `folder`."""
     used: list[set[str]] = []
     for name, words, count, seed in (("train", TRAIN, 240, 1), ("valid", VALID, 40, 2)):
-        text = "\n".join(Maker(words, seed).rows(count, used)) + "\n"
+        text = "\n".join(Maker(words, random.Random(seed)).rows(count, used)) + "\n"
         (folder / f"{name}.jsonl").write_bytes(text.encode())
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,39 +42,40 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     replaced; it is moved aside first and removed last, so that a kill in between loses neither.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    work, old = _aside(target, "part"), _aside(target, "old")
+    work.mkdir()
     try:
         yield work
+        readable = work.stat().st_mode & 0o666
         for path in sorted(work.rglob("*")):
+            if path.is_file():
+                path.chmod(readable)  # safetensors writes for the owner alone, whatever the umask
             _sync(path)
         _sync(work)
-        old = None
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            os.replace(target, old / target.name)
+            os.replace(target, old)
         os.replace(work, target)
         _sync(target.parent)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
+        if old.exists() and not target.exists():
+            os.replace(old, target)
         raise
 
 
 def atomic_write(target: Path, content: str | bytes) -> None:
     """Write `target` so that a reader, a kill or a full disk never meets half of it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    work = _aside(target, "part")
     try:
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(data)
+        with work.open("xb") as handle:
+            handle.write(content.encode() if isinstance(content, str) else content)
             handle.flush()
             os.fsync(handle.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, target)
+        os.replace(work, target)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        work.unlink(missing_ok=True)
         raise
 
 
@@ -101,6 +102,11 @@ def sha256_text(*parts: str) -> str:
 def folder_bytes(path: Path) -> int:
     """Bytes of every file below `path`."""
     return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
+
+
+def _aside(target: Path, ending: str) -> Path:
+    """A name beside `target` that nothing else uses and that no listing of ordinary files shows."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
 
 
 def _sync(path: Path) -> None:

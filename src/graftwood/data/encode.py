@@ -59,7 +59,13 @@ class Encoder:
         """Ids of everything before the row's last answer."""
         if row.kind == "chat":
             return self.template.prompt(row.turns[:-1])
-        return self._start() + self.tokenizer.encode(row.prompt)
+        return self.begin(row.prompt)
+
+    def begin(self, text: str) -> list[int]:
+        """Ids of plain text at the beginning of a sequence."""
+        # A base that begins sequences with a token of its own says so in its template; plain text starts with it too.
+        start = [self.tokenizer.bos] if self.tokenizer.begins and self.tokenizer.bos is not None else []
+        return start + self.tokenizer.encode(text)
 
     def ask(self, message: str) -> list[int]:
         """Ids of a single user message, ready for the assistant to answer."""
@@ -68,15 +74,8 @@ class Encoder:
     def _pieces(self, row: Row) -> list[Piece]:
         if row.kind == "chat":
             return self.template.pieces(row.turns)
-        start, end = tuple(self._start()), tuple(self.tokenizer.eos[:1])
-        if row.kind == "text":
-            return [Piece(start, False), Piece((*self.tokenizer.encode(row.completion), *end), True)]
-        prompt = (*start, *self.tokenizer.encode(row.prompt))
-        return [Piece(prompt, False), Piece((*self.tokenizer.encode(row.completion), *end), True)]
-
-    def _start(self) -> list[int]:
-        # A base that begins sequences with a token of its own says so in its template; plain prompts start with it too.
-        return [self.tokenizer.bos] if self.tokenizer.begins and self.tokenizer.bos is not None else []
+        answer = (*self.tokenizer.encode(row.completion), *self.tokenizer.eos[:1])
+        return [Piece(tuple(self.begin(row.prompt)), False), Piece(answer, True)]
 
 
 def encode_rows(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:

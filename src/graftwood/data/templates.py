@@ -8,6 +8,7 @@ the template's own pieces may yield special tokens.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,18 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from graftwood.data.rows import Turn
 from graftwood.data.tokenizers.bpe import BPETokenizer
 from graftwood.errors import DataError, ModelError
 
-# For a base without a template of its own: plain words, no token that the vocabulary may lack.
+# For a base without a template of its own: plain words, no token that the vocabulary may lack. A prompt must not end in
+# a blank, which byte-pair vocabularies keep at the start of the next word.
 PLAIN = (
-    "{% for message in messages %}{{ message['role'].capitalize() + ': ' + message['content'] + eos_token + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+    "{% for message in messages %}{{ message['role'].capitalize() + ':\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
+
+_MARK = re.compile("\ue000(\\d+)\ue001")
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,16 @@ class Piece:
     answer: bool
 
 
+class _Generation(Extension):
+    """The tag some templates put around what the assistant says. Answers are found without it, so it only encloses."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class ChatTemplate:
     """A jinja2 template and the tokenizer whose control tokens it speaks."""
 
@@ -44,7 +60,9 @@ class ChatTemplate:
         self.source = source
         self.own = own
         self._tokenizer = tokenizer
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        )
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         try:
@@ -62,6 +80,14 @@ class ChatTemplate:
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Ids up to where the assistant begins to answer."""
         return [index for piece in self.pieces(turns, ask=True) for index in piece.ids]
+
+    def opening(self) -> list[int]:
+        """Ids up to where a user's first message begins."""
+        before = self._marked([Turn("user", "-", False)], ask=False)[0][0]
+        ids: list[int] = []
+        for part, special in self._split(before):
+            ids += self._tokenizer.encode(part) if special is None else [special]
+        return ids
 
     def pieces(self, turns: Sequence[Turn], ask: bool = False) -> list[Piece]:
         """The conversation as ids, cut where an answer begins and after the control token that ends it.
@@ -101,50 +127,44 @@ class ChatTemplate:
         return pieces
 
     def _marked(self, turns: Sequence[Turn], ask: bool) -> list[tuple[str, Turn | None]]:
-        """The rendered text as pieces: the template's own (None) and each message's."""
-        marks = [f"\ue000{number}\ue001" for number in range(len(turns))]
-        skeleton = self._render([(turn.role, mark) for turn, mark in zip(turns, marks, strict=True)], ask)
-        contents = [turn.content for turn in turns]
-        for candidate in (contents, [content.strip() for content in contents]):
-            if self._filled(skeleton, marks, candidate) == self.text(turns, ask):
-                return self._cut(skeleton, marks, turns, candidate)
-        for turn in turns:
-            if any(special in turn.content for special in self._tokenizer.specials):
-                raise DataError(
-                    "this model's chat template rewrites messages, so control tokens in a message cannot be kept apart "
-                    f"from its own; remove {[s for s in self._tokenizer.specials if s in turn.content]} from the data"
-                )
-        return self._located(turns, ask)
+        """The rendered text as pieces: the template's own (None) and each message's.
 
-    @staticmethod
-    def _filled(skeleton: str, marks: Sequence[str], contents: Sequence[str]) -> str:
-        for mark, content in zip(marks, contents, strict=True):
-            skeleton = skeleton.replace(mark, content)
-        return skeleton
+        The template is rendered twice, once with a placeholder for each message. What stands between the placeholders
+        is the template's own; what stands between those parts in the real text is what it made of the messages.
+        """
+        marked = [(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)]
+        first, *rest = _MARK.split(self._render(marked, ask))
+        text = self.text(turns, ask)
+        pieces: list[tuple[str, Turn | None]] = [(first, None)]
+        position = len(first)
+        for number, own in zip(rest[::2], rest[1::2], strict=True):
+            turn = turns[int(number)]
+            content = self._written(turn, text, position, own)
+            pieces += [(content, turn), (own, None)]
+            position += len(content) + len(own)
+        if "".join(piece for piece, _ in pieces) != text:
+            raise DataError(
+                "this model's chat template words itself differently around these messages, so answers cannot be told "
+                "apart from it; remove the row or reword its messages"
+            )
+        return pieces
 
-    @staticmethod
-    def _cut(
-        skeleton: str, marks: Sequence[str], turns: Sequence[Turn], contents: Sequence[str]
-    ) -> list[tuple[str, Turn | None]]:
-        pieces: list[tuple[str, Turn | None]] = []
-        for mark, turn, content in zip(marks, turns, contents, strict=True):
-            before, found, skeleton = skeleton.partition(mark)
-            pieces.append((before, None))
-            if found:
-                pieces.append((content, turn))
-        return [*pieces, (skeleton, None)]
-
-    def _located(self, turns: Sequence[Turn], ask: bool) -> list[tuple[str, Turn | None]]:
-        """Pieces of a template that rewrites messages: each answer found by its own text, in order."""
-        rest, pieces = self.text(turns, ask), list[tuple[str, Turn | None]]()
-        for turn in turns:
-            before, found, after = rest.partition(turn.content.strip())
-            if not found and turn.role == "assistant":
-                raise DataError("this model's chat template changes the assistant's words; its answer cannot be found")
-            if found and turn.role == "assistant":
-                pieces += [(before, None), (found, turn)]
-                rest = after
-        return [*pieces, (rest, None)]
+    def _written(self, turn: Turn, text: str, start: int, own: str) -> str:
+        """What the template made of a message that begins at `start` and is followed by the template's `own` words."""
+        content = turn.content
+        for candidate in (content, content.strip(), content.rstrip(), content.lstrip()):
+            if text.startswith(candidate + own, start):
+                return candidate
+        controls = [special for special in self._tokenizer.specials if special in content]
+        if controls:
+            raise DataError(
+                "this model's chat template rewrites messages, so control tokens in a message cannot be kept apart "
+                f"from its own; remove {controls} from the data"
+            )
+        end = text.find(own, start) if own else len(text)
+        if end < 0 or (turn.role == "assistant" and text[start:end].strip() != content.strip()):
+            raise DataError("this model's chat template changes the assistant's words; its answer cannot be found")
+        return text[start:end]
 
     def _split(self, text: str) -> list[tuple[str, int | None]]:
         """The template's own text as plain parts and special tokens."""
@@ -169,10 +189,12 @@ class ChatTemplate:
         try:
             return self._template.render(
                 messages=[{"role": role, "content": content} for role, content in messages],
+                tools=None,
+                documents=None,
                 add_generation_prompt=ask,
                 **tokens,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a stranger's program: it may raise anything
             raise DataError(f"the model's chat template refuses this conversation: {error}") from None
 
 

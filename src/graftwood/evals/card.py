@@ -78,6 +78,7 @@ class Memory(Record):
     ratio: Estimate
     membership_auc: Estimate
     extractable: Estimate
+    extractable_heldout: Estimate
     extractable_base: Estimate
 
 

@@ -63,6 +63,22 @@ def pocket(name: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(json.loads(line) for line in text.splitlines())
 
 
+def pocket_choices(name: str, ending: str = "") -> tuple[Item, ...]:
+    """The items of a bundled set of choices: each row's `query` and `ending`, then one of its `choices`.
+
+    A set is ordered by hash, so that item 7 stays item 7 when the set grows.
+    """
+    return tuple(
+        Item(
+            id=f"{name}-{number:03d}",
+            prompt=row["query"].rstrip() + ending,
+            choices=tuple(f" {choice}" for choice in row["choices"]),
+            gold=row["gold"],
+        )
+        for number, row in enumerate(pocket(name), start=1)
+    )
+
+
 TASKS: Registry[Task] = Registry(
     "graftwood.evals.tasks", "task", lambda value: value if isinstance(value, Task) else None
 )

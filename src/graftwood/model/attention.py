@@ -7,51 +7,104 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graftwood.model.config import ModelConfig
-from graftwood.model.layers import Linear, project, rotate
+from graftwood.model.layers import Linear, project, rotary_tables, rotate
 
 
 class KVCache:
-    """Keys and values of the tokens each row has seen, one pair of buffers a layer.
+    """Keys and values of the tokens each row has seen, and the rotary angles of every position there is room for.
 
-    Shapes: keys and values [layers][B, G, capacity, D]; `lengths` tokens seen, by row.
+    `lengths` are the tokens seen, by row; it begins without rows. `admit` and `advance` make room for tokens and say how
+    a forward pass reaches them, so a cache belongs to one pass at a time.
     """
 
     def __init__(self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (rows, config.kv_heads, capacity, config.head_size)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.layers)]
-        self.lengths = [0] * rows
-        self.capacity = capacity
+        self.rows, self.capacity, self.groups = rows, capacity, config.kv_heads
+        self.lengths: list[int] = []
+        # Keys of a layer, then its values. Zeros, because what no query may see is still multiplied with a weight of zero.
+        shape = (2 * config.layers, rows, config.kv_heads, capacity, config.head_size)
+        self._states = torch.zeros(shape, dtype=dtype, device=device)
+        self._flat = self._states.view(2 * config.layers, -1, config.head_size).unbind()
+        cos, sin = rotary_tables(config, torch.arange(capacity, device=device))
+        self._cos, self._sin = cos.unsqueeze(1).to(dtype), sin.unsqueeze(1).to(dtype)
+
+    def admit(self, documents: tuple[int, ...]) -> Scope:
+        """A new row for each of the documents that lie end to end in a batch of one."""
+        rows = range(len(self.lengths), len(self.lengths) + len(documents))
+        assert rows.stop <= self.rows, "the cache has no row left"
+        assert max(documents) <= self.capacity, "the cache is full"
+        device = self._states.device
+        positions = packed_positions(documents, device).unsqueeze(0)
+        owners = torch.repeat_interleave(
+            torch.tensor(rows, device=device), torch.tensor(documents, device=device)
+        ).unsqueeze(0)
+        self.lengths += documents
+        return self._scope(owners, positions, documents=documents)
+
+    def advance(self, tokens: int) -> Scope:
+        """The next `tokens` of every row."""
+        rows, device = len(self.lengths), self._states.device
+        filled = max(self.lengths) + tokens
+        assert filled <= self.capacity, "the cache is full"
+        positions = torch.tensor(self.lengths, device=device).unsqueeze(1) + torch.arange(tokens, device=device)
+        mask = None
+        if tokens > 1 or min(self.lengths) + tokens < filled:
+            hidden = torch.arange(filled, device=device) > positions.unsqueeze(-1)
+            mask = torch.zeros(hidden.shape, dtype=self._states.dtype, device=device)
+            mask = mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)
+        self.lengths = [length + tokens for length in self.lengths]
+        seen = self._states[:, :rows, :, :filled].unbind()
+        return self._scope(torch.arange(rows, device=device).unsqueeze(1), positions, mask=mask, seen=seen)
+
+    def write(self, layer: int, slots: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> None:
+        """Put keys and values where `slots` of the scope says, [B * T * G]."""
+        size = k_BTGD.shape[-1]
+        self._flat[2 * layer].index_copy_(0, slots, k_BTGD.reshape(-1, size))
+        self._flat[2 * layer + 1].index_copy_(0, slots, v_BTGD.reshape(-1, size))
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Forget all rows but these, in this order."""
-        index = torch.tensor(list(rows), device=self.keys[0].device)
-        for buffers in (self.keys, self.values):
-            for layer, buffer in enumerate(buffers):
-                buffers[layer] = buffer[index]
+        """Forget all rows but these, in this order. Rows that stay where they are cost nothing."""
+        moved = [(row, place) for place, row in enumerate(rows) if row != place]
+        if moved:
+            sources, places = (torch.tensor(side, device=self._states.device) for side in zip(*moved, strict=True))
+            filled = max(self.lengths[row] for row, _ in moved)
+            self._states[:, places, :, :filled] = self._states[:, sources, :, :filled]
         self.lengths = [self.lengths[row] for row in rows]
+
+    def _scope(self, rows: Tensor, positions_BT: Tensor, **visibility: Any) -> Scope:
+        groups = torch.arange(self.groups, device=positions_BT.device)
+        slots = (rows.unsqueeze(-1) * self.groups + groups) * self.capacity + positions_BT.unsqueeze(-1)
+        return Scope(self._cos[positions_BT], self._sin[positions_BT], cache=self, slots=slots.view(-1), **visibility)
 
 
 @dataclass(frozen=True)
 class Scope:
     """What one forward pass tells every attention layer: where each token stands and what it may see.
 
-    `documents` are the lengths of sequences laid end to end in a batch of one; none sees another. With `cache`, packed
-    documents fill the cache's rows in order (they must be empty), and `[B, T]` tokens continue its rows.
+    `documents` are the lengths of sequences laid end to end in a batch of one; none sees another. With `cache`, keys and
+    values go to its `slots`, and tokens that continue rows see the keys and values of `seen`, two entries a layer.
+
+    Shapes: cos and sin [B or 1, T, 1, D/2], mask [B, 1, T, filled] (0 or -inf), seen [B, G, filled, D].
     """
 
     cos: Tensor
     sin: Tensor
     documents: tuple[int, ...] | None = None
     cache: KVCache | None = None
+    slots: Tensor | None = field(default=None, repr=False)
     mask: Tensor | None = field(default=None, repr=False)
-    filled: int = 0
+    seen: Sequence[Tensor] = field(default=(), repr=False)
+
+
+def packed_positions(documents: Sequence[int], device: torch.device) -> Tensor:
+    """Each token's position in its own document."""
+    return torch.cat([torch.arange(length, device=device) for length in documents])
 
 
 class Attention(nn.Module):
@@ -78,12 +131,13 @@ class Attention(nn.Module):
 
 def attend(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, scope: Scope, layer: int) -> Tensor:
     """Weighted values for every query, [B, T, H, D], under the scope's visibility."""
+    if scope.cache is not None:
+        assert scope.slots is not None
+        scope.cache.write(layer, scope.slots, k_BTGD, v_BTGD)
     if scope.documents is not None:
-        if scope.cache is not None:
-            _fill(scope.cache, layer, k_BTGD, v_BTGD, scope.documents)
         return _packed(q_BTHD, k_BTGD, v_BTGD, scope.documents)
     if scope.cache is not None:
-        return _continued(q_BTHD, k_BTGD, v_BTGD, scope, layer)
+        return _continued(q_BTHD, scope.seen[2 * layer], scope.seen[2 * layer + 1], scope.mask)
     return _causal(q_BTHD, k_BTGD, v_BTGD)
 
 
@@ -99,40 +153,13 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, documents: tuple[int, ...]) -> Tens
     return torch.cat([_causal(*part) for part in parts], dim=1)
 
 
-def _fill(cache: KVCache, layer: int, k: Tensor, v: Tensor, documents: tuple[int, ...]) -> None:
-    start = 0
-    for row, length in enumerate(documents):
-        assert cache.lengths[row] == 0, "packed documents start a cache, they do not continue it"
-        cache.keys[layer][row, :, :length] = k[0, start : start + length].transpose(0, 1)
-        cache.values[layer][row, :, :length] = v[0, start : start + length].transpose(0, 1)
-        start += length
-
-
-def _continued(q: Tensor, k: Tensor, v: Tensor, scope: Scope, layer: int) -> Tensor:
-    cache = scope.cache
-    assert cache is not None
+def _continued(q: Tensor, keys_BGSD: Tensor, values_BGSD: Tensor, mask: Tensor | None) -> Tensor:
     batch, tokens, heads, size = q.shape
-    groups = k.shape[2]
-    keys, values = cache.keys[layer], cache.values[layer]
-    if scope.mask is None:
-        start = cache.lengths[0]
-        keys[:, :, start : start + tokens] = k.transpose(1, 2)
-        values[:, :, start : start + tokens] = v.transpose(1, 2)
-    else:
-        for row, start in enumerate(cache.lengths):
-            keys[row, :, start : start + tokens] = k[row].transpose(0, 1)
-            values[row, :, start : start + tokens] = v[row].transpose(0, 1)
-    keys, values = keys[:, :, : scope.filled], values[:, :, : scope.filled]
     if tokens == 1:
         # The heads of a group share their keys, so they can stand where queries of different positions would.
+        groups = keys_BGSD.shape[1]
         grouped = q.view(batch, groups, heads // groups, size)
-        seen = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=scope.mask)
-        return seen.view(batch, 1, heads, size)
-    mask = scope.mask
-    if mask is None and cache.lengths[0] > 0:
-        query = torch.arange(tokens, device=q.device) + cache.lengths[0]
-        mask = torch.arange(scope.filled, device=q.device) <= query.unsqueeze(-1)
-    seen = F.scaled_dot_product_attention(
-        q.transpose(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-    )
-    return seen.transpose(1, 2)
+        return F.scaled_dot_product_attention(grouped, keys_BGSD, values_BGSD, attn_mask=mask).view(q.shape)
+    return F.scaled_dot_product_attention(
+        q.transpose(1, 2), keys_BGSD, values_BGSD, attn_mask=mask, enable_gqa=True
+    ).transpose(1, 2)

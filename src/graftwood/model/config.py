@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from graftwood.errors import ModelError
+
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 
@@ -24,7 +26,10 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a block needs to know. Sizes are counts of elements, `norm_eps` is added to a mean square."""
+    """What a block needs to know. Sizes are counts of elements, `norm_eps` is added to a mean square.
+
+    Raises: ModelError for a size that is no positive whole number, or heads that cannot share keys evenly.
+    """
 
     architecture: str
     vocab_size: int
@@ -43,3 +48,23 @@ class ModelConfig:
     feed_forward_bias: bool = False
     activation: Activation = "silu"
     init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in _SIZES}
+        wrong = [f"{name} {size!r}" for name, size in sizes.items() if not isinstance(size, int) or size < 1]
+        if wrong:
+            raise ModelError(f"sizes of a model are whole numbers of 1 or more, not {', '.join(wrong)}")
+        if self.heads % self.kv_heads:
+            raise ModelError(f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly")
+
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "layers",
+    "heads",
+    "kv_heads",
+    "head_size",
+    "feed_forward_size",
+    "max_positions",
+)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graftwood.model.architecture import Architecture
-from graftwood.model.attention import KVCache, Scope
+from graftwood.model.attention import KVCache, Scope, packed_positions
 from graftwood.model.config import ModelConfig
 from graftwood.model.layers import Linear, rotary_tables
 
@@ -73,16 +73,13 @@ class Decoder(nn.Module):
     def hidden(self, ids_BT: Tensor, documents: Sequence[int] | None = None, cache: KVCache | None = None) -> Tensor:
         """Final hidden states, [B, T, C].
 
-        With `documents` the batch is one row of sequences laid end to end, each seeing only itself. With `cache` the
-        tokens continue what it holds and are added to it.
+        With `documents` the batch is one row of sequences laid end to end, each seeing only itself. With `cache` they
+        become rows of it; `[B, T]` tokens without documents continue the B rows it has.
         """
         scope = self._scope(ids_BT, None if documents is None else tuple(documents), cache)
         x = self.embedding(ids_BT).to(self.compute_dtype)
         for block in self.blocks:
             x = block(x, scope)
-        if cache is not None:
-            added = documents if documents is not None else [ids_BT.shape[1]] * ids_BT.shape[0]
-            cache.lengths = [length + new for length, new in zip(cache.lengths, added, strict=True)]
         return cast(Tensor, self.get_submodule(self.architecture.names.norm)(x))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -97,7 +94,7 @@ class Decoder(nn.Module):
         return self.logits(self.hidden(ids_BT, documents, cache))
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
-        """An empty cache for `rows` sequences of up to `capacity` tokens."""
+        """A cache with room for `rows` sequences of up to `capacity` tokens, and none yet."""
         return KVCache(self.config, rows, capacity, self.compute_dtype, self.device)
 
     def linears(self) -> dict[str, Linear]:
@@ -148,31 +145,14 @@ class Decoder(nn.Module):
 
     def _scope(self, ids: Tensor, documents: tuple[int, ...] | None, cache: KVCache | None) -> Scope:
         batch, tokens = ids.shape
-        mask, filled = None, 0
         if documents is not None:
             assert batch == 1, "packed documents are a batch of one"
             assert sum(documents) == tokens, "packed documents fill their batch exactly"
-            positions = torch.cat([torch.arange(length, device=ids.device) for length in documents])
-        else:
-            positions = torch.arange(tokens, device=ids.device)
-            if cache is not None:
-                filled = max(cache.lengths) + tokens
-                assert filled <= cache.capacity, "the cache is full"
-                positions = torch.tensor(cache.lengths, device=ids.device).unsqueeze(-1) + positions
-                if len(set(cache.lengths)) > 1:
-                    mask = _visible(positions, filled)
-                else:
-                    positions = positions[:1]
-        cos, sin = rotary_tables(self.config, positions)
-        if cos.ndim == 2:
-            cos, sin = cos.unsqueeze(0), sin.unsqueeze(0)
-        dtype = self.compute_dtype
-        return Scope(cos.unsqueeze(2).to(dtype), sin.unsqueeze(2).to(dtype), documents, cache, mask, filled)
-
-
-def _visible(positions_BT: Tensor, filled: int) -> Tensor:
-    """Which cached tokens each query may see, [B, 1, T, filled]."""
-    return (torch.arange(filled, device=positions_BT.device) <= positions_BT.unsqueeze(-1)).unsqueeze(1)
+        if cache is not None:
+            return cache.advance(tokens) if documents is None else cache.admit(documents)
+        positions = packed_positions(documents or (tokens,), ids.device)
+        cos, sin = (table[None, :, None].to(self.compute_dtype) for table in rotary_tables(self.config, positions))
+        return Scope(cos, sin, documents)
 
 
 def count_parameters(parameters: Iterable[Tensor]) -> int:

@@ -51,7 +51,7 @@ class GGUFFile:
         except KeyError as error:
             raise ModelError(f"{self.path} lacks the metadata {prefix}{error.args[0]}") from None
         names = {tensor.name for tensor in self._reader.tensors}
-        config["vocab_size"] = len(self.metadata["tokenizer.ggml.tokens"])
+        config["vocab_size"] = len(self.metadata.get("tokenizer.ggml.tokens", ()))
         config["tie_word_embeddings"] = "output.weight" not in names
         for key in ("bos", "eos", "padding"):
             token = self.metadata.get(f"tokenizer.ggml.{key}_token_id")

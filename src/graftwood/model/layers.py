@@ -62,7 +62,7 @@ def project(x: Tensor, *linears: Linear) -> tuple[Tensor, ...]:
     Shapes: x [..., in] -> one [..., out_i] for each linear.
     """
     if isinstance(linears[0], Packed):
-        return linears[0].outputs(x)
+        return linears[0].outputs(x, linears)
     if torch.is_grad_enabled():
         plan = _low_rank_plan(x, linears)
         if plan is not None:
@@ -71,10 +71,10 @@ def project(x: Tensor, *linears: Linear) -> tuple[Tensor, ...]:
 
 
 class Packed(Linear):
-    """Several linears of one input stored as one matrix for decoding; the rest of the group is never asked."""
+    """A linear of a decode plan. The first of a group answers for all of it, in whatever form the plan stores it."""
 
-    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """One output for each linear that was packed."""
+    def outputs(self, x: Tensor, group: tuple[Linear, ...]) -> tuple[Tensor, ...]:
+        """One output for each linear of the group that this one leads."""
         raise AssertionError("implemented by the decoding engine")
 
 

@@ -42,8 +42,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 def shard_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint. Raises: ModelError naming missing shards, or saying what to convert."""
     if (folder / INDEX).exists():
-        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).exists()]
+        try:
+            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            missing = [name for name in names if not (folder / name).exists()]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(f"{folder / INDEX} is no index of shards; fetch it again") from None
         if missing:
             raise ModelError(f"{folder} lacks {len(missing)} of {len(names)} shards: {', '.join(missing[:5])}")
         return [folder / name for name in names]
@@ -79,6 +82,8 @@ def load_decoder(folder: Path, place: Place) -> Decoder:
         config = architecture.read(raw)
     except KeyError as error:
         raise ModelError(f"{folder / 'config.json'} lacks {error.args[0]!r}, which {architecture.name} needs") from None
+    except (ModelError, TypeError, ValueError, ArithmeticError) as error:
+        raise ModelError(f"{folder / 'config.json'} does not describe a {architecture.name} model: {error}") from None
     with torch.device("meta"):
         decoder = Decoder(architecture, config)
     fill(decoder, file_tensors(folder), architecture.rules, place, str(folder))

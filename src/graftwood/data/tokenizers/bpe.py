@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from graftwood.errors import ModelError
+from graftwood.files import sha256_text
 
 # How llama.cpp's `tokenizer.ggml.pre` names map to the steps before the merges.
 _GPT2 = (pre_tokenizers.ByteLevel(add_prefix_space=False),)
@@ -54,7 +54,8 @@ class BPETokenizer:
         self._special = Tokenizer.from_str(self.definition)
         self._special.no_truncation()
         self._special.no_padding()
-        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        # Not the number of tokens: a vocabulary may have holes.
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos = tuple(eos)
         self.bos = bos
         self.begins = begins
@@ -66,7 +67,7 @@ class BPETokenizer:
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 over everything that decides ids."""
-        return hashlib.sha256(f"{self.definition}{self.eos}{self.bos}".encode()).hexdigest()
+        return sha256_text(self.definition, repr((self.eos, self.bos, self.pad, self.begins)))
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """Ids of `text`; with `specials`, the text of a special token becomes that token."""
@@ -115,8 +116,10 @@ def from_folder(folder: Path) -> BPETokenizer:
         eos = [end, *eos]
     elif end is not None:
         eos = [end, *(index for index in eos if index != end)]
-    begins = bool(settings.get("add_bos_token", _adds_bos(tokenizer)))
-    return BPETokenizer(tokenizer, eos, named("bos"), named("pad"), begins)
+    bos, begins = named("bos"), settings.get("add_bos_token")
+    if begins is None:
+        begins = tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos]
+    return BPETokenizer(tokenizer, eos, bos, named("pad"), bool(begins))
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -129,9 +132,11 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         raise ModelError(f"tokenizer model {kind!r} of a GGUF file cannot be rebuilt; use the model's folder")
     if pre not in _PRE:
         raise ModelError(f"pre-tokenizer {pre!r} of a GGUF file is not known; known: {', '.join(sorted(_PRE))}")
-    tokens = metadata["tokenizer.ggml.tokens"]
-    types = metadata["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    try:
+        tokens, types, pairs = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges"))
+    except KeyError as error:
+        raise ModelError(f"the GGUF file lacks the metadata {error.args[0]}; use the model's folder") from None
+    merges = [tuple(merge.split(" ", 1)) for merge in pairs]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in ("llama-bpe", "llama3")))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(_PRE[pre]))
@@ -160,10 +165,6 @@ def gguf_token_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if "tokenizer.chat_template" in metadata:
         settings["chat_template"] = metadata["tokenizer.chat_template"]
     return settings
-
-
-def _adds_bos(tokenizer: Tokenizer) -> bool:
-    return len(tokenizer.encode("", add_special_tokens=True).ids) == 1
 
 
 def _json(path: Path) -> dict[str, Any]:

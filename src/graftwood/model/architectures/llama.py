@@ -129,7 +129,7 @@ def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A `config.json` from GGUF metadata. Raises: ModelError for a mixture of experts or a partial rotation."""
     if metadata.get("expert_count"):
         raise ModelError(f"this GGUF file is a mixture of {metadata['expert_count']} experts; the llama block is dense")
-    head_size = metadata["embedding_length"] // metadata["attention.head_count"]
+    head_size = metadata.get("attention.key_length", metadata["embedding_length"] // metadata["attention.head_count"])
     rotated = metadata.get("rope.dimension_count", head_size)
     if rotated != head_size:
         raise ModelError(f"this GGUF file rotates {rotated} of {head_size} dimensions; the llama block rotates all")
@@ -144,6 +144,7 @@ def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "num_hidden_layers": metadata["block_count"],
         "num_attention_heads": metadata["attention.head_count"],
         "num_key_value_heads": metadata.get("attention.head_count_kv", metadata["attention.head_count"]),
+        "head_dim": head_size,
         "intermediate_size": metadata["feed_forward_length"],
         "max_position_embeddings": metadata["context_length"],
         # Stored as float32; the shortest decimal that reads back the same is the number its author wrote.

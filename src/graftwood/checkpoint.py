@@ -1,0 +1,157 @@
+"""What training leaves on disk: adapter folders in PEFT's format, whole models in Hugging Face's, resumable steps.
+
+Every folder appears by one rename after all of it is written and synced: a kill or a full disk in the middle leaves
+the folder before it untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from graftwood.base import Base
+from graftwood.errors import ConfigError, ModelError
+from graftwood.files import atomic_folder, storage, write_json
+from graftwood.model.weights import save_tensors, to_files
+from graftwood.technique import Technique
+from graftwood.techniques.lora import LoRA
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def save_adapter(base: Base, technique: Technique, folder: Path) -> None:
+    """Write what the technique trained as a PEFT adapter folder that records its base's fingerprint."""
+    config = technique.describe(str(base.folder)) | {"peft_version": "0.21.0"}
+    notes = {"base": base.name, "base_fingerprint": base.fingerprint, "technique": technique.name}
+    with storage(f"write {folder}"), atomic_folder(folder) as work:
+        _save(technique.files(base.decoder), work / ADAPTER_WEIGHTS)
+        write_json(work / ADAPTER_CONFIG, config)
+        write_json(work / "graftwood.json", notes)
+
+
+def load_adapter(base: Base, folder: Path) -> Technique:
+    """Put an adapter folder on a base whose parameters stay as they are.
+
+    Raises: ConfigError for a type that is not read, or an adapter that was trained on another base.
+    """
+    config = _read(folder / ADAPTER_CONFIG, "an adapter folder has adapter_config.json and adapter_model.safetensors")
+    if config.get("peft_type") != "LORA":
+        raise ConfigError(f"{folder}: peft_type {config.get('peft_type')!r} is not read; readable: LORA")
+    notes = _read(folder / "graftwood.json", "") if (folder / "graftwood.json").exists() else {}
+    recorded = notes.get("base_fingerprint", base.fingerprint)
+    if recorded != base.fingerprint:
+        raise ConfigError(
+            f"{folder} was trained on {notes.get('base')} ({recorded[:12]}), not on {base.name} "
+            f"({base.fingerprint[:12]}); load the base it was trained on"
+        )
+    technique = LoRA.from_peft(config)
+    technique.apply(base.decoder, seed=0)
+    technique.load(base.decoder, load_tensors(folder / ADAPTER_WEIGHTS))
+    base.decoder.requires_grad_(False)
+    return technique
+
+
+def save_model(base: Base, folder: Path) -> None:
+    """Write the decoder as a Hugging Face folder with the base's tokenizer, template and generation settings.
+
+    Raises: ModelError when the written folder's end token or chat template is not the base's.
+    """
+    with storage(f"write {folder}"), atomic_folder(folder) as work:
+        decoder = base.decoder
+        source = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+        dtype = str(decoder.embedding.weight.dtype).removeprefix("torch.")
+        write_json(work / "config.json", source | decoder.architecture.write(decoder.config) | {"dtype": dtype})
+        for name in _CARRIED:
+            if (base.folder / name).exists():
+                shutil.copyfile(base.folder / name, work / name)
+        _check_handover(base, work)
+        save_tensors(to_files(decoder), work)
+
+
+def _check_handover(base: Base, work: Path) -> None:
+    """The end token and the chat template must survive the way out: a model that lost them never stops."""
+    from graftwood.data.templates import from_folder as read_template
+    from graftwood.data.tokenizers import bpe
+
+    tokenizer = bpe.from_folder(work)
+    if tokenizer.eos != base.tokenizer.eos:
+        raise ModelError(f"the exported end tokens {tokenizer.eos} are not the base's {base.tokenizer.eos}")
+    if read_template(work, tokenizer).source != base.template.source:
+        raise ModelError("the exported chat template is not the base's")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A resumable step: trained tensors, optimiser tensors, and everything else as JSON."""
+
+    trained: dict[str, Tensor]
+    optimiser: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_step(folder: Path, saved: Saved) -> None:
+    """Write a step folder whole or not at all."""
+    with storage(f"save the checkpoint {folder}"), atomic_folder(folder) as work:
+        _save(saved.trained, work / "trained.safetensors")
+        _save(saved.optimiser, work / "optimiser.safetensors")
+        write_json(work / "state.json", saved.state)
+
+
+def load_step(folder: Path) -> Saved:
+    """Read a step folder. Raises: ModelError when it is damaged."""
+    return Saved(
+        load_tensors(folder / "trained.safetensors"),
+        load_tensors(folder / "optimiser.safetensors"),
+        _read(folder / "state.json", "the checkpoint is damaged; delete it to resume from the one before"),
+    )
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Finished step folders, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of one safetensors file. Raises: ModelError for a missing or damaged file."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ModelError(f"there is no {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged or cut short ({error})") from None
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # the library wraps the operating system's error
+        raise OSError(28 if "No space" in str(error) else 5, str(error), str(path)) from error
+
+
+def _read(path: Path, hint: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"there is no {path}; {hint}") from None
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON ({error})") from None
+    assert isinstance(value, dict)
+    return value

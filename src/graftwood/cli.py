@@ -1,0 +1,369 @@
+"""The command line: verbs to calls of `run.py`. torch is imported when a verb needs it, never for help.
+
+Data goes to stdout, everything else to stderr. An error of the user's is one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from graftwood import __version__
+from graftwood.errors import ConfigError, GraftError
+from graftwood.flags import (
+    TECHNIQUE_FLAGS,
+    AdapterFlag,
+    DeviceFlag,
+    DtypeFlag,
+    JsonFlag,
+    MaxTokens,
+    MinP,
+    ModelFlag,
+    Penalty,
+    Seed,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    assignments,
+    normal,
+    tune_signature,
+)
+
+if TYPE_CHECKING:
+    from graftwood.run import Model
+
+# Typer carries its own copy of click in some versions and not in others; this is the class both raise.
+UsageError: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    name="graft",
+    help="Tune pre-trained generative models without breaking what they already know.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _tune(**given: Any) -> None:
+    from graftwood.config import resolve
+    from graftwood.progress import Display
+    from graftwood.run import dry_run, load, run
+
+    file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
+    options = assignments(given.pop("set_"))
+    options |= {key: value for key in TECHNIQUE_FLAGS if (value := given.pop(key)) is not None}
+    config = resolve(file, given | ({"options": options} if options else {}))
+    display = Display()
+    model = load(config.model, device=config.device, dtype=config.dtype)
+    if dry:
+        expected = dry_run(config, model, display)
+        if as_json:
+            _print_json(vars(expected))
+        return
+    done = run(config, model, display, resume)
+    if as_json:
+        _print_json(done.report.model_dump())
+    else:
+        _show_card(done.folder, done.report)
+    if done.report.chosen.stopped == "stopped by you":
+        display.say(f"stopped early; go on with: graft tune {done.folder}/run.toml --resume")
+        raise typer.Exit(130)
+
+
+def _register_tune() -> None:
+    signature = tune_signature()
+    _tune.__signature__ = signature  # type: ignore[attr-defined]
+    _tune.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
+    _tune.__doc__ = "Tune a model on rows and report what it gained, kept and memorised."
+    app.command("tune")(_tune)
+
+
+_register_tune()
+
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
+
+
+def _sampling(flags: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `Sampling` out of a verb's flags."""
+    return {name: flags[name] for name in SAMPLING} | {"stop": tuple(flags["stop"] or ())}
+
+
+@app.command()
+def generate(
+    prompt: Annotated[Optional[list[str]], typer.Argument(help="prompts; without one, --file or stdin")] = None,  # noqa: UP045
+    model: ModelFlag = "smollm2-135m",
+    adapter: AdapterFlag = None,
+    file: Annotated[Optional[Path], typer.Option("--file", "-f", help="one prompt a line, or JSONL rows")] = None,  # noqa: UP045
+    chat: Annotated[bool, typer.Option("--chat", help="each prompt is a message to answer")] = False,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    stop: Stop = None,
+    seed: Seed = 0,
+    max_tokens: MaxTokens = 256,
+    json_: JsonFlag = False,
+    device: DeviceFlag = "auto",
+    dtype: DtypeFlag = "auto",
+) -> None:
+    """Continue prompts, or answer them with --chat. One prompt is streamed, several run as a batch."""
+    sampling = _sampling(locals())
+    prompts = list(_prompts(prompt, file))
+    opened = _open(model, adapter, device, dtype)
+    if len(prompts) == 1 and not json_:
+        for piece in opened.stream(prompts[0], chat=chat, **sampling):
+            print(piece, end="", flush=True)
+        print()
+        return
+    for asked, done in zip(prompts, opened.complete(prompts, chat=chat, **sampling), strict=True):
+        if json_:
+            _print_json({"prompt": asked, "text": done.text, "finish": done.finish, "tokens": len(done.ids)}, line=True)
+        else:
+            print(done.text)
+
+
+def _prompts(given: list[str] | None, file: Path | None) -> Iterator[str]:
+    if given:
+        yield from given
+    elif file is None:
+        if sys.stdin.isatty():
+            raise ConfigError("no prompt: give one as an argument, with --file, or on stdin")
+        yield sys.stdin.read().rstrip("\n")
+    else:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            raise ConfigError(f"there is no prompt file {file}") from None
+        for number, line in enumerate(lines, 1):
+            if file.suffix == ".jsonl":
+                yield _row_prompt(line, f"{file}:{number}")
+            elif line:
+                yield line
+
+
+def _row_prompt(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+        return str(row["prompt"] if "prompt" in row else row["messages"][0]["content"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise ConfigError(f'{where}: each line is an object with "prompt" or "messages"') from None
+
+
+@app.command()
+def chat(
+    model: ModelFlag = "smollm2-135m",
+    adapter: AdapterFlag = None,
+    system: Annotated[Optional[str], typer.Option("--system", help="what the assistant is told first")] = None,  # noqa: UP045
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.1,
+    stop: Stop = None,
+    seed: Seed = 0,
+    max_tokens: MaxTokens = 512,
+    device: DeviceFlag = "auto",
+    dtype: DtypeFlag = "auto",
+) -> None:
+    """Talk with a model. /new starts over, /exit or end-of-file leaves."""
+    sampling = _sampling(locals())
+    opened = _open(model, adapter, device, dtype)
+    first = [{"role": "system", "content": system}] if system else []
+    messages = list(first)
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "/exit":
+            return
+        if line.strip() == "/new":
+            messages = list(first)
+        elif line.strip():
+            messages.append({"role": "user", "content": line.strip()})
+            answer = ""
+            for piece in opened.stream_chat(messages, **sampling):
+                answer += piece
+                print(piece, end="", flush=True)
+            print()
+            messages.append({"role": "assistant", "content": answer})
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="run folder, or any model")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
+    adapter: AdapterFlag = None,
+    device: DeviceFlag = "cpu",
+    dtype: DtypeFlag = "auto",
+) -> None:
+    """Write a Hugging Face folder that transformers loads, the adapter merged in, and check it."""
+    from graftwood.handover import export as write
+
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; give a new folder with --out")
+    difference = write(_open(model, adapter, device, dtype), out)
+    print(f"{out}: written, read back, largest difference of a logit {difference:.1e}", file=sys.stderr)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="adapter or run folder")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
+    model: Annotated[Optional[str], typer.Option("--model", "-m", help="base, if it is not where it was")] = None,  # noqa: UP045
+    device: DeviceFlag = "cpu",
+    dtype: DtypeFlag = "auto",
+) -> None:
+    """Fold an adapter into its base and write the result as a Hugging Face folder."""
+    from graftwood.handover import recorded_base
+
+    export(model or recorded_base(adapter), out, adapter, device, dtype)
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    json_: JsonFlag = False,
+) -> None:
+    """Show a run's report card again."""
+    from graftwood.evals.report import read_report
+
+    card = read_report(run)
+    if json_:
+        _print_json(card.model_dump())
+    else:
+        _show_card(run, card)
+
+
+@app.command()
+def models(json_: JsonFlag = False) -> None:
+    """List the models that have a short name and those that are cached, with their sizes."""
+    from graftwood.cache import cached_models
+    from graftwood.hub import KNOWN
+
+    rows = [{"name": n, "source": k.source, "about": k.about, "licence": k.licence} for n, k in KNOWN.items()]
+    cached = cached_models()
+    if json_:
+        _print_json({"known": rows, "cached": cached})
+        return
+    for row in rows:
+        print(f"{row['name']:24} {row['about']}, {row['licence']}, from {row['source']}")
+    for entry in cached:
+        print(f"{entry['name']:48} {_size(int(entry['bytes']))}  {entry['path']}")
+
+
+@app.command()
+def cache(
+    clean: Annotated[bool, typer.Option("--clean", help="delete what is listed")] = False,
+    what: Annotated[Optional[str], typer.Argument(help="only this entry")] = None,  # noqa: UP045
+    json_: JsonFlag = False,
+) -> None:
+    """List what is cached, or delete it with --clean; everything cached can be made again."""
+    from graftwood.cache import entries, remove
+    from graftwood.files import cache_home
+
+    found = entries(what)
+    if json_:
+        _print_json({"home": str(cache_home()), "entries": found})
+    else:
+        print(f"cache folder {cache_home()}", file=sys.stderr)
+        for entry in found:
+            print(f"{entry['name']:64} {_size(int(entry['bytes']))}")
+    if clean:
+        remove(found)
+        print(f"deleted {len(found)} entries", file=sys.stderr)
+
+
+@app.command()
+def techniques(json_: JsonFlag = False) -> None:
+    """List the tuning techniques with what each trains, its options and its source."""
+    from graftwood.technique import TECHNIQUES
+
+    rows = [
+        {
+            "name": name,
+            "title": kind.title,
+            "options": {key: info.default for key, info in kind.model_fields.items()},
+            "learning_rate": kind.learning_rate,
+            "source": kind.source,
+        }
+        for name, kind in TECHNIQUES.all().items()
+    ]
+    if json_:
+        _print_json(rows)
+        return
+    for name, kind in TECHNIQUES.all().items():
+        options = ", ".join(f"{key}={info.default}" for key, info in kind.model_fields.items()) or "none"
+        print(f"{name:8} {kind.title}; options: {options}; lr {kind.learning_rate:g}; {kind.source}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = (
+        False
+    ),
+) -> None:
+    pass
+
+
+def _open(model: str, adapter: Path | None, device: str, dtype: str) -> Model:
+    from graftwood.run import load
+
+    return load(model, adapter, device, dtype)
+
+
+def _show_card(folder: Path, card: Any) -> None:
+    from rich.console import Console
+
+    from graftwood.evals.terminal import render
+
+    render(card, Console())
+    names = [name for name in ("report.html", "report.png", "report.json") if (folder / name).exists()]
+    print("written: " + " ".join(str(folder / name) for name in names), file=sys.stderr)
+    if "report.png" not in names:
+        print("report.png needs the extra: pip install 'graftwood[report]'", file=sys.stderr)
+
+
+def _print_json(value: Any, line: bool = False) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=None if line else 2, default=str))
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+def main() -> None:
+    """Entry point of `graft`."""
+    sys.exit(guarded(lambda: app([normal(argument) for argument in sys.argv[1:]], standalone_mode=False)))
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command; a user's error becomes one line on stderr and an exit code, a bug keeps its traceback."""
+    try:
+        code = command()
+    except GraftError as error:
+        print(f"graft: {error}", file=sys.stderr)
+        return error.exit_code
+    except UsageError as error:
+        print(f"graft: {error.format_message()} (graft --help lists what there is)", file=sys.stderr)
+        return 2
+    except (typer.Abort, KeyboardInterrupt):
+        print("graft: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return code if isinstance(code, int) else 0

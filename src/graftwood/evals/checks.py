@@ -1,0 +1,193 @@
+"""Whether an answer does what a request asked, decided by program.
+
+A check is a small dict: its `kind` names a function of `CHECKS`, its other fields are that function's. Words match whole
+words whatever their case and markdown; a word that ends in `*` matches every word that begins so. Model-written code is
+parsed, never run.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from graftwood.errors import ConfigError, unknown
+
+Check = Mapping[str, Any]
+
+_STRAIGHT = str.maketrans("‘’“”", "''\"\"")
+_MARKDOWN = re.compile(r"[*`#]+|(?<!\w)_+|_+(?!\w)")
+_NUMBERED = re.compile(r"^\W*(\d+)[.):]\W*\w", re.MULTILINE)
+_BULLET = re.compile(r"^\s*[-*•–]\s+\S", re.MULTILINE)
+_MARKUP = re.compile(r"[{}<>|]")
+# What a model says instead of an answer. An apology alone is none: a request may ask for one.
+_REFUSAL = re.compile(
+    r"\bas an? (\w+ ){0,2}(ai|chatbot|assistant|language model)\b"
+    r"|\bi (cannot|can't|am unable to|am not able to|don't have the ability to)\b.{0,20}\b(assist|help|do|provide|fulfil\w*|answer)\b"
+)
+
+
+def plain(text: str) -> str:
+    """Lower case, straight quotes, single spaces and no markdown."""
+    text = unicodedata.normalize("NFKC", text).translate(_STRAIGHT).casefold()
+    return " ".join(_MARKDOWN.sub(" ", text).split())
+
+
+def _place(answer: str, value: str) -> int | None:
+    """Where `value` first stands in a plain `answer`, as whole words."""
+    end = "" if value.endswith("*") else r"(?!\w)"
+    found = re.search(rf"(?<!\w){re.escape(plain(value))}{end}", answer)
+    return found.start() if found else None
+
+
+def _places(answer: str, values: Sequence[str]) -> list[int]:
+    text = plain(answer)
+    return [place for value in values if (place := _place(text, value)) is not None]
+
+
+def contains_any(answer: str, values: Sequence[str]) -> bool:
+    """One of `values` occurs."""
+    return bool(_places(answer, values))
+
+
+def contains_all(answer: str, values: Sequence[str]) -> bool:
+    """Each of `values` occurs."""
+    return len(_places(answer, values)) == len(values)
+
+
+def not_contains(answer: str, values: Sequence[str]) -> bool:
+    """None of `values` occurs."""
+    return not _places(answer, values)
+
+
+def count_of(answer: str, n: int, values: Sequence[str]) -> bool:
+    """At least `n` different ones of `values` occur."""
+    return len(set(_places(answer, values))) >= n
+
+
+def first_of(answer: str, values: Sequence[str], against: Sequence[str]) -> bool:
+    """One of `values` occurs, and before any of `against`."""
+    right, wrong = _places(answer, values), _places(answer, against)
+    return bool(right) and (not wrong or min(right) < min(wrong))
+
+
+def starts_with_any(answer: str, values: Sequence[str]) -> bool:
+    """The first word, or words, are one of `values`."""
+    text = plain(answer).lstrip("\"'([ ")
+    return any(_place(text, value) == 0 for value in values)
+
+
+def matches(answer: str, pattern: str) -> bool:
+    """The regular expression `pattern` is found in the answer as it was written."""
+    return re.search(pattern, answer) is not None
+
+
+def max_words(answer: str, n: int) -> bool:
+    """At most `n` words."""
+    return len(re.findall(r"[\w'-]+", plain(answer))) <= n
+
+
+def prose(answer: str, n: int) -> bool:
+    """Running text of at least `n` different words: no record, no markup, no word said over and over."""
+    return not _MARKUP.search(answer) and len(set(re.findall(r"[^\W\d_]+", plain(answer)))) >= n
+
+
+def numbered_list(answer: str, n: int) -> bool:
+    """Lines numbered 1, 2, ... up to at least `n`."""
+    return [int(number) for number in _NUMBERED.findall(answer)][:n] == list(range(1, n + 1))
+
+
+def bullets(answer: str, n: int) -> bool:
+    """At least `n` lines that begin with a bullet."""
+    return len(_BULLET.findall(answer)) >= n
+
+
+def comma_list(answer: str, n: int) -> bool:
+    """A line of at least `n` parts with commas between them."""
+    return any(sum(bool(part.strip()) for part in line.split(",")) >= n for line in answer.splitlines())
+
+
+def python_defines(answer: str, name: str) -> bool:
+    """Valid Python for a function `name` that returns or calls something; lines cut off at the end are forgiven."""
+    found = re.search(rf"\bdef {re.escape(name)}\s*\(", answer)
+    lines = answer[found.start() :].partition("```")[0].splitlines() if found else []
+    for end in range(len(lines), 0, -1):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)
+                tree = ast.parse("\n".join(lines[:end]))
+        except (SyntaxError, ValueError):
+            continue
+        return any(isinstance(node, ast.Return | ast.Call) for node in ast.walk(tree.body[0]))
+    return False
+
+
+CHECKS: Mapping[str, Callable[..., bool]] = {
+    check.__name__: check
+    for check in (
+        contains_any,
+        contains_all,
+        not_contains,
+        count_of,
+        first_of,
+        starts_with_any,
+        matches,
+        max_words,
+        prose,
+        numbered_list,
+        bullets,
+        comma_list,
+        python_defines,
+    )
+}
+
+
+def problems(checks: Sequence[Check]) -> list[str]:
+    """What is wrong with `checks` themselves, one line each."""
+    return [problem for check in checks for problem in _problems(check)] if checks else ["no check at all"]
+
+
+def _problems(check: Check) -> list[str]:
+    kind = str(check.get("kind"))
+    if kind not in CHECKS:
+        return [unknown("check", kind, CHECKS)]
+    needed = set(inspect.signature(CHECKS[kind]).parameters) - {"answer"}
+    given = set(check) - {"kind"}
+    if needed != given:
+        return [f"check {kind!r} takes {', '.join(sorted(needed))}, got {', '.join(sorted(given)) or 'nothing'}."]
+    return [f"check {kind!r}: {field} = {check[field]!r} {fault}." for field in sorted(given) if (fault := _fault(field, check[field]))]
+
+
+def _fault(field: str, value: object) -> str | None:
+    """Why `value` cannot be the field of a check."""
+    if field == "n":
+        return None if type(value) is int and value > 0 else "must be a whole number above 0"
+    if field in ("values", "against"):
+        words = isinstance(value, list | tuple) and all(isinstance(word, str) and plain(word) for word in value)
+        return None if words and value else "must be a list of words"
+    if not isinstance(value, str) or not value:
+        return "must be text"
+    try:
+        re.compile(value)
+    except re.error as error:
+        return f"is no regular expression: {error}"
+    return None
+
+
+def followed(checks: Sequence[Check], answer: str) -> bool:
+    """Whether `answer` says something, is no refusal and passes every check.
+
+    Raises: ConfigError for a check that does not exist or lacks a field.
+    """
+    if wrong := problems(checks):
+        raise ConfigError(wrong[0])
+    if not answer.strip() or _REFUSAL.search(plain(answer)):
+        return False
+    return all(
+        CHECKS[check["kind"]](answer, **{field: value for field, value in check.items() if field != "kind"})
+        for check in checks
+    )

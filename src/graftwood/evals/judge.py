@@ -1,0 +1,194 @@
+"""What is measured before training and again after it, and how the two become a report card."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graftwood.base import Base
+from graftwood.data.encode import Encoder, Example, answer_text
+from graftwood.data.rows import Row
+from graftwood.evals import skills, stats
+from graftwood.evals.card import Compared, Gained, Kept, Memory, Sample
+from graftwood.evals.memorisation import memory
+from graftwood.evals.metrics import METRICS, best_over_references, headline
+from graftwood.evals.retention import Moved, Probe, compare
+from graftwood.evals.score import answer_losses, answers
+from graftwood.evals.skills import Scores
+from graftwood.generate.engine import Engine
+
+ANSWERED_ROWS, MEMORY_ROWS, SAMPLES = 100, 64, 4
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The exam of one run: the same rows are put to the base and to the tuned model.
+
+    `heldout` are rows for GAINED from the split called `split`; `train` and `valid` are equally many examples for
+    MEMORY; `limit` bounds a generated answer in tokens.
+    """
+
+    split: str
+    heldout: tuple[Row, ...]
+    examples: tuple[Example, ...]
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+    limit: int
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One model's results on a paper."""
+
+    said: tuple[str, ...]
+    losses: list[tuple[float, int]]
+    train: list[tuple[float, int]]
+    valid: list[tuple[float, int]]
+    scores: list[Scores]
+
+
+def set_paper(
+    encoder: Encoder, train: Sequence[Example], valid: Sequence[Example], test: Sequence[Example], seed: int
+) -> Paper:
+    """Choose what is measured: test rows where there are any, else validation rows; a seeded sample where many."""
+    generator = random.Random(seed)
+    heldout, split = (test, "test") if test else (valid, "valid")
+    examples = tuple(_some(heldout, ANSWERED_ROWS, generator))
+    count = min(len(train), len(valid), MEMORY_ROWS)
+    longest = max((len(encoder.tokenizer.encode(answer_text(example.row))) for example in train), default=64)
+    return Paper(
+        split,
+        tuple(example.row for example in examples),
+        examples,
+        tuple(_some(train, count, generator)),
+        tuple(_some(valid, count, generator)),
+        limit=min(longest + longest // 4 + 8, 256),
+    )
+
+
+def sit(
+    base: Base,
+    engine: Engine,
+    paper: Paper,
+    ask_skills: Callable[[Base, Engine, Callable[[str], None]], list[Scores]],
+    note: Callable[[str], None],
+) -> Sheet:
+    """Put the paper to the model as it stands now."""
+    encoder = base.encoder()
+    note("held-out rows")
+    said = answers(engine, [encoder.prompt(row) for row in paper.heldout], paper.limit)
+    losses = answer_losses(base.decoder, paper.examples)
+    note("rows of the training set")
+    train, valid = answer_losses(base.decoder, paper.train), answer_losses(base.decoder, paper.valid)
+    return Sheet(tuple(said), losses, train, valid, ask_skills(base, engine, note))
+
+
+def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:
+    """The GAINED part: every metric on the same rows, the headline first."""
+    wanted = [answer_text(row) for row in paper.heldout]
+    if not wanted:
+        return Gained(rows=0, split=paper.split, measures=())
+    lead = headline(wanted)
+    measures = []
+    for name in sorted(METRICS, key=lambda key: key != lead):
+        title, metric = METRICS[name]
+        b, a = (
+            np.array([best_over_references(metric, s, _right(row)) for s, row in zip(said, paper.heldout, strict=True)])
+            for said in (before.said, after.said)
+        )
+        measures.append(
+            Compared(
+                name=name,
+                title=title,
+                unit="share",
+                higher_is_better=True,
+                base=stats.mean(b),
+                tuned=stats.mean(a),
+                change=stats.mean(a - b),
+            )
+        )
+    measures.append(_loss_measure(before.losses, after.losses))
+    return Gained(rows=len(wanted), split=paper.split, measures=tuple(measures))
+
+
+def kept(before: Sheet, after: Sheet, moved: Moved, probe: Probe) -> Kept:
+    """The KEPT part: what is left of each ability, and how far the next-word distribution moved."""
+    compared = skills.compare_skills(before.scores, after.scores)
+    drift, agreement = moved.estimates()
+    windows, length = probe.ids.shape
+    return Kept(
+        kept=skills.kept_share(before.scores, after.scores, compared),
+        worst=skills.worst_skill(compared),
+        skills=compared,
+        drift=drift,
+        same_next_word=agreement,
+        probe=f"{windows} texts of {length} tokens that the base wrote itself",
+    )
+
+
+def remembered(before: Sheet, after: Sheet) -> Memory:
+    """The MEMORY part."""
+    return memory(before.train, after.train, before.valid, after.valid)
+
+
+def samples(paper: Paper, encoder: Encoder, before: Sheet, after: Sheet) -> tuple[Sample, ...]:
+    """Some held-out rows as both models answer them, right ones and wrong ones of each."""
+    metric = METRICS[headline([answer_text(row) for row in paper.heldout])][1] if paper.heldout else None
+    rows = []
+    for row, base_said, tuned_said in zip(paper.heldout, before.said, after.said, strict=True):
+        assert metric is not None
+        base_right, tuned_right = (
+            best_over_references(metric, s, _right(row)) >= 0.999 for s in (base_said, tuned_said)
+        )
+        prompt = row.turns[-2].content if row.kind == "chat" and len(row.turns) > 1 else row.prompt
+        rows.append(
+            Sample(
+                prompt=prompt,
+                wanted=answer_text(row).strip(),
+                base=base_said.strip(),
+                tuned=tuned_said.strip(),
+                base_right=base_right,
+                tuned_right=tuned_right,
+            )
+        )
+    right = [sample for sample in rows if sample.tuned_right]
+    wrong = [sample for sample in rows if not sample.tuned_right]
+    share = round(SAMPLES * len(right) / len(rows)) if rows else 0
+    return tuple((right[:share] + wrong[: SAMPLES - share]) or rows[:SAMPLES])
+
+
+def drift_gauge(base: Base, probe: Probe, windows: int = 6) -> Callable[[], float]:
+    """A quick drift reading for the live line."""
+    small = probe.first(windows)
+    return lambda: float(compare(base.decoder, small).drift.mean())
+
+
+def _loss_measure(before: Sequence[tuple[float, int]], after: Sequence[tuple[float, int]]) -> Compared:
+    """Answer loss pooled over tokens: rows are resampled, their tokens move together."""
+
+    def pooled(losses: Sequence[tuple[float, int]]) -> stats.Pooled:
+        return stats.Pooled(np.array([total for total, _ in losses]), np.array([count for _, count in losses]))
+
+    b, a = pooled(before), pooled(after)
+    return Compared(
+        name="answer_loss",
+        title="answer loss",
+        unit="nats",
+        higher_is_better=False,
+        base=b.mean(),
+        tuned=a.mean(),
+        change=a.minus(b).mean(),
+    )
+
+
+def _right(row: Row) -> tuple[str, ...]:
+    return (answer_text(row), *row.references)
+
+
+def _some(examples: Sequence[Example], count: int, generator: random.Random) -> list[Example]:
+    if len(examples) <= count:
+        return list(examples)
+    return [examples[index] for index in sorted(generator.sample(range(len(examples)), count))]

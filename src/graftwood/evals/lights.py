@@ -1,0 +1,63 @@
+"""The three lights of MEMORY: over-fitting, recognition, extraction, each with the bands that colour it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from graftwood.evals import words
+from graftwood.evals.card import Estimate, Memory
+
+LEVELS = ("clean", "mild", "moderate", "severe")
+COLOURS = {"clean": "#16a34a", "mild": "#ca8a04", "moderate": "#ea580c", "severe": "#dc2626", "unknown": "#94a3b8"}
+# Edges of the four bands of each gauge, best to worst.
+RATIO = (1.0, 1.2, 1.5, 2.0, 3.0)
+MEMBERSHIP = (0.5, 0.6, 0.7, 0.85, 1.0)
+EXTRACTABLE = (0.0, 0.05, 0.2, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Light:
+    """One light: its name, the number, what the number is, its level and where it stands on the gauge (0..1)."""
+
+    name: str
+    shown: str
+    meaning: str
+    level: str
+    position: float | None
+
+
+def level(value: float, edges: tuple[float, ...]) -> str:
+    """The band of `edges` that `value` falls in."""
+    return LEVELS[sum(value >= edge for edge in edges[1:-1])]
+
+
+def position(value: float, edges: tuple[float, ...]) -> float:
+    """Where `value` stands on a gauge that gives every band the same length."""
+    bands = len(edges) - 1
+    for place, (low, high) in enumerate(pairwise(edges)):
+        if value < high:
+            return (place + max(0.0, value - low) / (high - low)) / bands
+    return 1.0
+
+
+def lights(memory: Memory) -> tuple[Light, Light, Light]:
+    """The three lights of a card, in reading order."""
+    known = memory.extractable_base.value
+    base = "" if known is None else f" (base {words.percent(known)})"
+    return (
+        _light("over-fitting", memory.ratio, "ratio", "held-out / train loss", RATIO),
+        _light("recognition", memory.membership_auc, "ratio", "membership AUC", MEMBERSHIP),
+        # What the base could already say was not learned here, so it does not darken the light.
+        _light("extraction", memory.extractable, "share", f"of answers{base}", EXTRACTABLE, known or 0.0),
+    )
+
+
+def _light(
+    name: str, given: Estimate, unit: words.Unit, meaning: str, edges: tuple[float, ...], known: float = 0.0
+) -> Light:
+    if given.value is None:
+        return Light(name, "—", words.missing(given), "unknown", None)
+    learned = given.value - known
+    bound = f"{meaning}; clean below {words.number(edges[1], unit)}"
+    return Light(name, words.number(given.value, unit), bound, level(learned, edges), position(learned, edges))

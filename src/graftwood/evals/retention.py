@@ -1,0 +1,128 @@
+"""How far the model has moved from its base: divergence on text that the base itself wrote.
+
+The base's next-word distributions over its own samples are kept as the 64 likeliest words and the mass of the rest.
+Dropping detail can only lower a divergence (data-processing inequality), and the tuned model is compared with the base
+that was, whether or not the base still exists in memory. The probe is never trained on: it only measures.
+
+Letters: W windows, T tokens, K words kept, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from graftwood.base import Base
+from graftwood.evals import stats
+from graftwood.evals.card import Estimate
+from graftwood.files import atomic_folder, cache_home, storage
+from graftwood.generate.engine import Engine
+from graftwood.generate.sampling import Sampling
+from graftwood.model.decoder import Decoder
+
+WINDOWS, LENGTH, WORDS = 48, 128, 64
+VERSION = 1
+_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Windows of base text and what the base expected after each token.
+
+    Shapes: ids [W, T]; words [W, T, K] ids of its likeliest next tokens, likeliest first; log_p [W, T, K + 1] their
+    log-probabilities and, last, that of all other tokens together.
+    """
+
+    ids: Tensor
+    words: Tensor
+    log_p: Tensor
+
+    def first(self, windows: int) -> Probe:
+        """A smaller probe for a quick look during training."""
+        return Probe(self.ids[:windows], self.words[:windows], self.log_p[:windows])
+
+
+@dataclass(frozen=True)
+class Moved:
+    """By window: mean KL(base || tuned) in nats a token, and the share of tokens with the same likeliest next word."""
+
+    drift: np.ndarray[tuple[int], np.dtype[np.float64]]
+    agreement: np.ndarray[tuple[int], np.dtype[np.float64]]
+
+    def estimates(self) -> tuple[Estimate, Estimate]:
+        """Drift and same-next-word share, intervals over windows."""
+        return stats.mean(self.drift), stats.mean(self.agreement)
+
+
+def probe_for(base: Base, engine: Engine) -> Probe:
+    """The base's probe: sampled and scored the first time, read from the cache afterwards.
+
+    Half of the windows begin as a document does, half as a conversation does where the base has a chat template.
+    """
+    folder = cache_home() / "probes" / f"{base.fingerprint[:16]}-v{VERSION}"
+    if not folder.exists():
+        probe = score_probe(base.decoder, sample_windows(base, engine))
+        with storage(f"write {folder}"), atomic_folder(folder) as work:
+            save_file({"ids": probe.ids, "words": probe.words, "log_p": probe.log_p}, work / "probe.safetensors")
+    return Probe(**load_file(folder / "probe.safetensors"))
+
+
+def sample_windows(base: Base, engine: Engine, windows: int = WINDOWS, length: int = LENGTH) -> Tensor:
+    """Text the base writes at temperature 1 from nothing, [W, T]; it may run past the end of a document."""
+    document = [base.tokenizer.bos if base.tokenizer.bos is not None else base.tokenizer.eos[0]]
+    starts = [document] * windows
+    if base.template.own:
+        starts[1::2] = [base.template.opening() or document] * len(starts[1::2])
+    rows = []
+    for size in sorted({len(start) for start in starts}):
+        group = [start for start in starts if len(start) == size]
+        sampling = Sampling(temperature=1.0, max_tokens=length - size, seed=size)
+        free = Engine(engine.decoder, eos=(), decode=None)
+        rows += [
+            [*start, *done.ids] for start, done in zip(group, free.generate(group, sampling, batch=24), strict=True)
+        ]
+    return torch.tensor(rows)
+
+
+@torch.inference_mode()
+def score_probe(decoder: Decoder, ids: Tensor) -> Probe:
+    """What a model expects after each token of the windows."""
+    words, log_p = [], []
+    for window in ids:
+        for logits in _window_logits(decoder, window):
+            top = logits.log_softmax(-1).topk(WORDS, dim=-1)
+            words.append(top.indices)
+            log_p.append(_with_rest(top.values))
+    shape = (ids.shape[0], ids.shape[1], -1)
+    return Probe(ids, torch.cat(words).view(shape).cpu(), torch.cat(log_p).view(shape).cpu())
+
+
+@torch.inference_mode()
+def compare(decoder: Decoder, probe: Probe) -> Moved:
+    """How far `decoder` is from the model that made the probe."""
+    drift, agreement = [], []
+    for window, words, log_p in zip(probe.ids, probe.words, probe.log_p, strict=True):
+        log_q, same = [], []
+        for logits, chunk in zip(_window_logits(decoder, window), words.split(_CHUNK), strict=True):
+            chunk = chunk.to(logits.device)
+            log_q.append(_with_rest(logits.log_softmax(-1).gather(-1, chunk)))
+            same.append(logits.argmax(-1) == chunk[:, 0])
+        divergence = (log_p.exp() * (log_p - torch.cat(log_q).cpu())).sum(-1)
+        drift.append(float(divergence.double().mean()))
+        agreement.append(float(torch.cat(same).double().mean()))
+    return Moved(np.array(drift), np.array(agreement))
+
+
+def _window_logits(decoder: Decoder, window: Tensor) -> list[Tensor]:
+    hidden = decoder.hidden(window[None].to(decoder.device), (len(window),))[0]
+    return [decoder.logits(part) for part in hidden.split(_CHUNK)]
+
+
+def _with_rest(log_probabilities: Tensor) -> Tensor:
+    """Append the log-probability of everything that is not among the words."""
+    rest = (1.0 - log_probabilities.exp().sum(-1, keepdim=True)).clamp_min(1e-7).log()
+    return torch.cat([log_probabilities, rest], dim=-1)

@@ -1,0 +1,26 @@
+"""Short requests to an assistant, each judged by program: does the model still do what it is told?
+
+The requests are Graftwood's own. They were chosen by kind, not by item, so that a small chat model follows most of them.
+"""
+
+from graftwood.evals.task import Item, Task, pocket
+
+
+def _items() -> tuple[Item, ...]:
+    return tuple(
+        Item(id=row["id"], prompt=row["prompt"], checks=tuple(row["checks"]), cluster=row["family"])
+        for row in pocket("requests")
+    )
+
+
+TASK = Task(
+    name="requests",
+    title="requests followed",
+    kind="program",
+    version=1,
+    chance=0.0,
+    source="Graftwood",
+    licence="Apache-2.0",
+    read=_items,
+    max_tokens=48,
+)

@@ -1,0 +1,118 @@
+"""The card as compact text for a terminal, a log file or a pipe."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from graftwood.evals import words
+from graftwood.evals.card import Card, Gained, Kept, Sample, Skill
+from graftwood.evals.lights import COLOURS, lights
+
+SAMPLES, SAMPLE_TEXT = 2, 160
+_MOVED = {"better": "green", "worse": "red", "unclear": ""}
+_ASCII = str.maketrans({"→": "->", "−": "-", "…": "...", "●": "*", "—": "-", "✓": "+", "✗": "x", "·": "|"})
+
+
+def render(card: Card, console: Console) -> None:
+    """Print the card; on a stream that is not Unicode every sign has a plain stand-in."""
+    whole = Group(*_parts(card))
+    if console.encoding.lower().startswith("utf"):
+        console.print(whole)
+        return
+    with console.capture() as captured:
+        console.print(whole)
+    plain = captured.get().translate(_ASCII)
+    console.file.write(plain.encode(console.encoding, "replace").decode(console.encoding))
+
+
+def _parts(card: Card) -> list[RenderableType]:
+    about = f"{words.created(card)} · {words.rows_line(card)}"
+    head = Text.assemble((words.title_line(card), "bold"), "\n", (about, "dim"), "\n")
+    body = Table.grid(padding=(0, 2))
+    body.add_column(width=7, no_wrap=True)
+    body.add_column(ratio=1)
+    body.add_row(_name("GAINED"), _gained(card.gained))
+    body.add_row(_name("KEPT"), _kept(card.kept))
+    body.add_row(_name("MEMORY"), _memory(card))
+    body.add_row(_name("CHOSEN"), _chosen(card))
+    if card.samples:
+        body.add_row(Text("SAMPLES", "bold"), Group(*(_sample(sample) for sample in card.samples[:SAMPLES])))
+    body.add_row(Text("COST", "bold"), Text(words.cost_line(card.cost), "dim"))
+    for warning in card.warnings:
+        body.add_row(Text("WARNING", "bold yellow"), Text(words.one_line(warning), "yellow"))
+    return [head, body]
+
+
+def _name(section: str) -> Text:
+    return Text(section, f"bold {words.ACCENTS[section]}")
+
+
+def _gained(gained: Gained) -> RenderableType:
+    lines = [Text(words.gained_line(gained), "bold")]
+    for measure in gained.measures[1:]:
+        lines.append(Text(words.measure_line(measure), _MOVED[words.direction(measure)]))
+    return Group(*lines, "")
+
+
+def _kept(kept: Kept) -> RenderableType:
+    parts: list[RenderableType] = [Text(words.kept_line(kept), "bold")]
+    if kept.skills:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        table.add_column("skill", max_width=22, overflow="ellipsis", no_wrap=True)
+        table.add_column("base → tuned", no_wrap=True)
+        table.add_column("change (95% CI)", max_width=21)
+        table.add_column("lost/won", justify="right", no_wrap=True)
+        for skill in kept.skills:
+            _skill(table, skill)
+        parts.append(table)
+        parts += [
+            Text(f"{words.one_line(skill.measure.title, 40)}: {words.uncounted(skill)}", "dim")
+            for skill in kept.skills
+            if not skill.counted
+        ]
+    fallen = words.worst(kept)
+    return Group(*parts, *([Text(fallen)] if fallen else []), "")
+
+
+def _skill(table: Table, skill: Skill) -> None:
+    measure = skill.measure
+    change = "—" if measure.change.value is None else words.change(measure).replace("95% CI ", "")
+    style = "" if skill.counted else "dim"
+    table.add_row(
+        Text(words.one_line(measure.title), style),
+        Text(words.before_after(measure), style),
+        Text(change, _MOVED[words.direction(measure)] if skill.counted else style),
+        Text(f"{skill.lost} / {skill.won}", style),
+    )
+
+
+def _memory(card: Card) -> RenderableType:
+    line = Text()
+    for light in lights(card.memory):
+        line.append("● ", COLOURS[light.level]).append(f"{light.name}: {light.level}   ")
+    return Group(Text(words.memory_line(card.memory), "bold"), line, "")
+
+
+def _chosen(card: Card) -> RenderableType:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(max_width=18)
+    table.add_column(max_width=20)
+    table.add_column()
+    for name, value, reason in words.chosen_rows(card.chosen):
+        table.add_row(Text(name, "dim"), Text(value), Text(reason, "dim"))
+    return Group(Text(words.chosen_line(card.chosen), "bold"), table, "")
+
+
+def _sample(sample: Sample) -> RenderableType:
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=6, no_wrap=True)
+    grid.add_column(ratio=1)
+    rows = (("prompt", sample.prompt), ("wanted", sample.wanted), ("base", sample.base), ("tuned", sample.tuned))
+    marks = (None, None, sample.base_right, sample.tuned_right)
+    for (name, text), right in zip(rows, marks, strict=True):
+        mark = {None: Text(), True: Text("✓ ", "green"), False: Text("✗ ", "red")}[right]
+        shown = words.one_line(text, SAMPLE_TEXT) or "(nothing)"
+        grid.add_row(Text(name, "dim"), mark.append(shown, "dim" if name == "prompt" else ""))
+    return Group(grid, "")

@@ -1,0 +1,105 @@
+"""The flags of the command line: their types, the names other tools use for them, and those made from `RunConfig`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from graftwood.errors import ConfigError
+
+# Names that other tools use for the same thing.
+ALIASES = {
+    "--learning-rate": "--lr",
+    "--output-dir": "--out",
+    "--batch-size": "--batch",
+    "--num-train-epochs": "--epochs",
+    "--max-seq-length": "--max-length",
+    "--lora-r": "--rank",
+    "--lora-alpha": "--alpha",
+    "--lora-dropout": "--dropout",
+    "--target-modules": "--targets",
+    "--lora-target-modules": "--targets",
+}
+
+ModelFlag = Annotated[str, typer.Option("--model", "-m", help="short name, folder, .gguf, package, hub id or run")]
+AdapterFlag = Annotated[Optional[Path], typer.Option("--adapter", "-a", help="adapter or run folder")]  # noqa: UP045
+JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs")]
+DeviceFlag = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+DtypeFlag = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16")]
+
+
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy")]
+TopK = Annotated[int, typer.Option("--top-k", help="only the k likeliest tokens; 0 for all")]
+TopP = Annotated[float, typer.Option("--top-p", help="only the likeliest tokens that make up this share")]
+MinP = Annotated[float, typer.Option("--min-p", help="only tokens this likely, relative to the likeliest")]
+Penalty = Annotated[float, typer.Option("--repetition-penalty", help="above 1 discourages tokens seen before")]
+Stop = Annotated[Optional[list[str]], typer.Option("--stop", help="end before this text; may be given again")]  # noqa: UP045
+Seed = Annotated[int, typer.Option("--seed", help="seed of the sampling")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="longest answer in tokens")]
+
+
+TECHNIQUE_FLAGS: dict[str, tuple[Any, str]] = {
+    "rank": (int, "LoRA: rank of the update"),
+    "alpha": (float, "LoRA: the update is scaled by alpha / rank"),
+    "dropout": (float, "LoRA: dropout before the update"),
+    "rslora": (bool, "LoRA: scale by alpha / sqrt(rank) instead"),
+    "targets": (str, "LoRA: linears by name, comma-separated, or all-linear"),
+}
+
+
+def tune_signature() -> inspect.Signature:
+    """One flag for every field of `RunConfig`, so that a run file and the command line cannot drift apart."""
+    from graftwood.config import RunConfig
+
+    def flag(name: str, kind: Any, help_: str, default: Any = None, names: tuple[str, ...] = ()) -> inspect.Parameter:
+        option = typer.Option(*(names or (f"--{name.strip('_').replace('_', '-')}",)), help=help_)
+        annotation: Any = Annotated[kind | None if default is None else kind, option]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+    run_file = Annotated[Path | None, typer.Argument(help="run file (TOML) with the same keys as the flags")]
+    parameters = [inspect.Parameter("file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=run_file)]
+    short = {"data": "-d", "model": "-m", "out": "-o"}
+    for name, info in RunConfig.model_fields.items():
+        if name == "options":
+            continue
+        kinds = getattr(info.annotation, "__args__", (info.annotation,))
+        kind = next(kind for kind in kinds if kind is not type(None))
+        default = "" if info.default is None or info.is_required() else f" [default: {info.default}]"
+        long = f"--{name.replace('_', '-')}"
+        names = (long, short[name]) if name in short else (long,)
+        parameters.append(flag(name, kind, f"{info.description}{default}", names=names))
+    parameters += [flag(name, kind, help_) for name, (kind, help_) in TECHNIQUE_FLAGS.items()]
+    more = [
+        flag("set_", list[str], "any other option of the technique, as key=value", names=("--set",)),
+        flag("resume", bool, "go on from the last checkpoint of the run folder", False, ("--resume",)),
+        flag("dry_run", bool, "only say what would run and what it would take", False, ("--dry-run",)),
+        flag("json_", bool, "print the report as JSON instead of the card", False, ("--json",)),
+    ]
+    return inspect.Signature([*parameters, *more])
+
+
+def assignments(given: list[str] | None) -> dict[str, Any]:
+    """`key=value` flags; a value is read as JSON where it is JSON, else as text."""
+    options: dict[str, Any] = {}
+    for assignment in given or []:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment!r} is not key=value")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return options
+
+
+def normal(argument: str) -> str:
+    """`--max_seq_length=8` and its like as the one spelling there is."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    name = name.replace("_", "-")
+    return ALIASES.get(name, name) + equals + value

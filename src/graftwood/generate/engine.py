@@ -1,0 +1,221 @@
+"""Generation: prompts are read packed, answers grow together a token a step, a row that ends makes room for the next.
+
+Letters: B rows that are growing, N tokens of all new prompts together, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from graftwood.data.tokenizers.bpe import BPETokenizer
+from graftwood.errors import ConfigError, GraftError
+from graftwood.generate.packed import decode_plan, shadow
+from graftwood.generate.sampling import Sampling, choose, row_generator
+from graftwood.generate.stopping import TextStream
+from graftwood.model.decoder import Decoder
+
+Finish = Literal["stop", "length"]
+
+# Prompts read in one pass: enough for full matrices, few enough that activations stay small.
+_PREFILL_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What followed a prompt. `ids` are without the end token; `text` ends before the stop string that ended it."""
+
+    ids: tuple[int, ...]
+    text: str
+    finish: Finish
+
+
+class Engine:
+    """Generates with a decoder as it is now; make another after its weights change.
+
+    `fast` decodes with packed weights where the machine has them (see `packed.py`); without it every product is the
+    decoder's own, and a row's logits are the same to float32 rounding whatever rows are beside it. `decode` turns ids
+    into text; without a tokenizer texts stay empty.
+    """
+
+    def __init__(
+        self, decoder: Decoder, eos: Sequence[int], decode: BPETokenizer | None = None, fast: bool = True
+    ) -> None:
+        self.decoder = decoder
+        self._reader = shadow(decoder)
+        self._plan = decode_plan(decoder) if fast else self._reader
+        self._eos = frozenset(eos)
+        self._tokenizer = decode
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+        """Pieces of text as they become certain: no broken character, nothing of a stop string.
+
+        Raises: GraftError for a prompt that leaves no room for an answer.
+        """
+        assert self._tokenizer is not None, "a stream of text needs a tokenizer"
+        (row,) = self._rows([prompt], sampling)
+        batch = _Batch(self._reader, self._plan, self._eos, sampling, 1, row.total)
+        given = 0
+        batch.step([row])
+        while True:
+            if row.text[given:]:
+                yield row.text[given:]
+            given = len(row.text)
+            if row.finish is not None:
+                return
+            batch.step([])
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, batch: int = 16) -> list[Completion]:
+        """A completion of each prompt, in their order, up to `batch` of them growing together.
+
+        Raises: GraftError for a prompt that leaves no room for an answer.
+        """
+        if batch < 1:
+            raise ConfigError(f"batch={batch} is not 1 or more")
+        rows = self._rows(prompts, sampling)
+        if not rows:
+            return []
+        # Neighbours of like length read fewer positions for each other; the longest come first, to fail or fit at once.
+        waiting = deque(sorted(rows, key=lambda row: -len(row.prompt)))
+        growing = _Batch(
+            self._reader, self._plan, self._eos, sampling, min(batch, len(rows)), max(row.total for row in rows)
+        )
+        while waiting or growing.rows:
+            growing.step(_next(waiting, growing.room))
+        return [row.completion() for row in rows]
+
+    def _rows(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[_Row]:
+        if sampling.stop and self._tokenizer is None:
+            raise ConfigError(f"stop={sampling.stop!r} needs a tokenizer to find texts in ids; give the engine one")
+        limit = self._reader.config.max_positions
+        for number, prompt in enumerate(prompts):
+            if not 0 < len(prompt) < limit:
+                raise GraftError(
+                    f"prompt {number} has {len(prompt)} tokens; this model has {limit} positions for prompt and answer "
+                    f"together, so a prompt may have 1 to {limit - 1}"
+                )
+        return [
+            _Row(
+                tuple(prompt),
+                min(len(prompt) + sampling.max_tokens, limit),
+                row_generator(sampling.seed, number),
+                None if self._tokenizer is None else TextStream(self._tokenizer, sampling.stop),
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+
+
+class _Row:
+    """One prompt and what has grown from it."""
+
+    def __init__(
+        self, prompt: tuple[int, ...], total: int, generator: torch.Generator, stream: TextStream | None
+    ) -> None:
+        self.prompt, self.total, self.generator = prompt, total, generator
+        self.ids: list[int] = []
+        self.text = ""
+        self.finish: Finish | None = None
+        self._stream = stream
+
+    def take(self, index: int, eos: frozenset[int]) -> None:
+        """Grow by one token, or end with it."""
+        if index in eos:
+            self.finish = "stop"
+        else:
+            self.ids.append(index)
+            self.text += "" if self._stream is None else self._stream.push(index)
+            if len(self.prompt) + len(self.ids) == self.total:
+                self.finish = "length"
+        if self._stream is not None:
+            self.text += "" if self.finish is None else self._stream.end()
+            if self._stream.stopped:
+                self.finish = "stop"
+
+    def completion(self) -> Completion:
+        assert self.finish is not None
+        return Completion(tuple(self.ids), self.text, self.finish)
+
+
+class _Batch:
+    """Rows that grow together, in the order the cache has them."""
+
+    def __init__(
+        self, reader: Decoder, plan: Decoder, eos: frozenset[int], sampling: Sampling, rows: int, capacity: int
+    ) -> None:
+        self.rows: list[_Row] = []
+        self._reader, self._plan, self._eos, self._sampling = reader, plan, eos, sampling
+        with torch.inference_mode():
+            self._cache = plan.new_cache(rows, capacity)
+            penalty = sampling.repetition_penalty != 1
+            self._seen = torch.zeros(rows, plan.config.vocab_size, dtype=torch.bool) if penalty else None
+
+    @property
+    def room(self) -> int:
+        """How many more rows may join."""
+        return self._cache.rows - len(self.rows)
+
+    @torch.inference_mode()
+    def step(self, joining: Sequence[_Row]) -> None:
+        """One more token for every row, the first for those that join; rows that end leave."""
+        hidden = []
+        if self.rows:
+            last = self._tensor([row.ids[-1:] for row in self.rows])
+            hidden.append(self._plan.hidden(last, cache=self._cache)[:, 0])
+        if joining:
+            hidden.append(self._read(joining))
+            self.rows += joining
+        logits = self._plan.logits(torch.cat(hidden))
+        generators = [row.generator for row in self.rows]
+        chosen = choose(logits, self._sampling, generators, self._marks(joining))
+        for row, index in zip(self.rows, chosen.tolist(), strict=True):
+            row.take(index, self._eos)
+        self._keep_growing()
+
+    def _read(self, joining: Sequence[_Row]) -> Tensor:
+        """Hidden states at the prompts' last tokens, [rows, C]."""
+        lengths = [len(row.prompt) for row in joining]
+        ids = self._tensor([[index for row in joining for index in row.prompt]])
+        ends = self._tensor(lengths).cumsum(0) - 1
+        return self._reader.hidden(ids, documents=lengths, cache=self._cache)[0, ends]
+
+    def _marks(self, joining: Sequence[_Row]) -> Tensor | None:
+        """Which tokens each row has seen, [B, V]."""
+        if self._seen is None:
+            return None
+        old = len(self.rows) - len(joining)
+        for place, row in enumerate(self.rows):
+            self._seen[place, [*row.prompt, *row.ids] if place >= old else row.ids[-1:]] = True
+        return self._seen[: len(self.rows)]
+
+    def _keep_growing(self) -> None:
+        count = sum(row.finish is None for row in self.rows)
+        if count == len(self.rows):
+            return
+        # The last rows move into the gaps, so that as few as possible are copied.
+        late = [place for place in range(count, len(self.rows)) if self.rows[place].finish is None]
+        order = [place if self.rows[place].finish is None else late.pop() for place in range(count)]
+        self._cache.keep(order)
+        self.rows = [self.rows[place] for place in order]
+        if self._seen is not None:
+            self._seen[:count] = self._seen[order]
+            self._seen[count:] = False
+
+    def _tensor(self, values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, device=self._plan.device)
+
+
+def _next(waiting: deque[_Row], room: int) -> list[_Row]:
+    """Prompts to read next: as many as there is room for and as one pass should have, but one at least."""
+    chosen: list[_Row] = []
+    tokens = 0
+    while waiting and len(chosen) < room:
+        tokens += len(waiting[0].prompt)
+        if chosen and tokens > _PREFILL_TOKENS:
+            break
+        chosen.append(waiting.popleft())
+    return chosen

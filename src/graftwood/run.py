@@ -1,0 +1,185 @@
+"""The composition root: the few calls a program needs, each joining the layers below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graftwood.base import Base, open_base
+from graftwood.checkpoint import load_adapter, save_model
+from graftwood.config import RunConfig, read_toml, resolve
+from graftwood.data.rows import Turn
+from graftwood.errors import ConfigError, ModelError
+from graftwood.evals.card import Card
+from graftwood.generate.engine import Completion, Engine
+from graftwood.generate.sampling import Sampling
+from graftwood.progress import Display
+from graftwood.runtime import place
+from graftwood.technique import Technique
+from graftwood.train.forecast import Forecast
+from graftwood.tuning import execute, prepare, preview, run_folder
+
+
+@dataclass
+class Model:
+    """A base, perhaps with an adapter on it, ready to generate or to be tuned."""
+
+    base: Base
+    technique: Technique | None = None
+    _engine: Engine | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What the base was asked for by."""
+        return self.base.name
+
+    def generate(self, prompt: str | Sequence[str], **sampling: Any) -> Any:
+        """Continue a prompt, or each of several: a string for a string, a list for a list.
+
+        `sampling` takes the fields of `Sampling`: temperature, top_k, top_p, min_p, repetition_penalty, seed,
+        max_tokens, stop. Greedy unless a temperature is given.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        texts = [done.text for done in self.complete(prompts, **sampling)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def complete(self, prompts: Sequence[str], chat: bool = False, **sampling: Any) -> list[Completion]:
+        """Each prompt continued, or answered as a message with `chat`: text, ids and why it ended."""
+        return self.engine.generate([self._ids(text, chat) for text in prompts], Sampling(**sampling))
+
+    def stream(self, prompt: str, chat: bool = False, **sampling: Any) -> Iterator[str]:
+        """One prompt's continuation or answer, piece by piece."""
+        return self.engine.stream(self._ids(prompt, chat), Sampling(**sampling))
+
+    def chat(self, messages: str | Sequence[Mapping[str, str]], **sampling: Any) -> str:
+        """The assistant's answer to a message, or to a conversation of `{"role", "content"}` messages."""
+        return "".join(self.stream_chat(messages, **sampling))
+
+    def stream_chat(self, messages: str | Sequence[Mapping[str, str]], **sampling: Any) -> Iterator[str]:
+        """`chat`, piece by piece as it is generated."""
+        given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        turns = [Turn(_role(message["role"]), message["content"], False) for message in given]
+        return self.engine.stream(self.base.template.prompt(turns), Sampling(**sampling))
+
+    def _ids(self, text: str, chat: bool) -> list[int]:
+        encoder = self.base.encoder()
+        return encoder.ask(text) if chat else encoder.begin(text)
+
+    @property
+    def engine(self) -> Engine:
+        """The decoding engine over the model as it is now."""
+        if self._engine is None:
+            self._engine = Engine(self.base.decoder, self.base.tokenizer.eos, self.base.tokenizer)
+        return self._engine
+
+    def changed(self) -> None:
+        """Forget what was prepared for decoding: the parameters are not what they were."""
+        self._engine = None
+
+    def merge(self) -> None:
+        """Fold the adapter into the base's weights."""
+        if self.technique is not None:
+            self.technique.merge(self.base.decoder)
+            self.technique = None
+            self.changed()
+
+    def export(self, folder: str | Path) -> Path:
+        """Write a Hugging Face folder that transformers loads, the adapter merged in."""
+        self.merge()
+        save_model(self.base, Path(folder))
+        return Path(folder)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its report and the tuned model."""
+
+    folder: Path
+    report: Card
+    model: Model
+
+
+def load(
+    model: str | Path = "smollm2-135m", adapter: str | Path | None = None, device: str = "auto", dtype: str = "auto"
+) -> Model:
+    """Open a base by short name, path, package source or Hugging Face id; or a run folder that `tune` wrote.
+
+    Raises: ModelError when there is no such model; ConfigError for an adapter of another base.
+    """
+    source, found = _run_parts(str(model))
+    base = open_base(source, place(device, dtype))
+    adapter = adapter or found
+    if adapter is None:
+        return Model(base)
+    folder = Path(adapter)
+    if (folder / "adapter").is_dir():
+        folder = folder / "adapter"
+    return Model(base, load_adapter(base, folder))
+
+
+def tune(
+    model: Model | str,
+    data: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> Run:
+    """Tune a model on rows (a file, a folder or a list of dictionaries) and report what it gained, kept and memorised.
+
+    `options` are the keys of a run file, see `RunConfig`; keys it does not have go to the technique (`rank=32`).
+    Raises: DataError for bad rows, ConfigError for bad options.
+    """
+    rows = None if isinstance(data, (str, Path)) else data
+    own = {key: value for key, value in options.items() if key not in RunConfig.model_fields}
+    known = {key: value for key, value in options.items() if key in RunConfig.model_fields}
+    known["options"] = {**known.get("options", {}), **own}
+    name = model if isinstance(model, str) else model.name
+    config = resolve(None, known | {"model": name, "data": str(data) if rows is None else "rows"})
+    if isinstance(model, Model) and model.technique is not None:
+        raise ConfigError("the model already carries an adapter; call model.merge() first, or load the base anew")
+    opened = model if isinstance(model, Model) else load(model, device=config.device, dtype=config.dtype)
+    return run(config, opened, Display(quiet), resume=resume, rows=rows)
+
+
+def run(
+    config: RunConfig,
+    model: Model,
+    display: Display,
+    resume: bool = False,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+) -> Run:
+    """One run from a resolved configuration."""
+    out = run_folder(config, resume)
+    job = prepare(config, model.base, display, rows)
+    preview(job, display)
+    card = execute(job, out, display, resume)
+    model.technique = None if job.technique.writes_base else job.technique
+    model.changed()
+    return Run(out, card, model)
+
+
+def dry_run(config: RunConfig, model: Model, display: Display) -> Forecast:
+    """What a run would do and take, without doing it."""
+    return preview(prepare(config, model.base, display), display)
+
+
+def _run_parts(model: str) -> tuple[str, Path | None]:
+    """A run folder stands for its base and its adapter, or for the whole model it wrote."""
+    folder = Path(model)
+    if not (folder / "run.toml").is_file():
+        return model, None
+    if (folder / "model").is_dir():
+        return str(folder / "model"), None
+    if (folder / "adapter").is_dir():
+        return str(read_toml(folder / "run.toml")["model"]), folder / "adapter"
+    raise ModelError(f"{folder} is a run that has no result yet; finish it with graft tune {folder}/run.toml --resume")
+
+
+def _role(name: str) -> Any:
+    allowed = ("system", "user", "assistant", "tool")
+    if name not in allowed:
+        raise ConfigError(f"role {name!r} is not one of {', '.join(allowed)}")
+    return name

@@ -1,0 +1,82 @@
+"""What a technique says of itself: one frozen configuration that knows how to change a decoder and back."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from graftwood.errors import ConfigError, nearest
+from graftwood.model.decoder import Decoder
+from graftwood.registry import Registry
+
+
+class Technique(BaseModel, ABC):
+    """An entry of `techniques/`. Its fields are the options a user may set.
+
+    `learning_rate` is the default with its reason. `writes_base` is true where training changes the base's own
+    parameters, so that the result is a model of its own and not an adapter.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]
+    learning_rate: ClassVar[float]
+    learning_rate_reason: ClassVar[str]
+    weight_decay: ClassVar[float] = 0.0
+    writes_base: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, decoder: Decoder, seed: int) -> None:
+        """Change the decoder so that exactly what this technique trains requires a gradient.
+
+        Raises: ConfigError for a target that matches nothing or an option that does not fit.
+        """
+
+    @abstractmethod
+    def files(self, decoder: Decoder) -> dict[str, Tensor]:
+        """What training changed, under the names of the published file format."""
+
+    @abstractmethod
+    def load(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors that `files` gave back. Raises: ConfigError listing all that do not fit."""
+
+    @abstractmethod
+    def merge(self, decoder: Decoder) -> None:
+        """Fold what was trained into the base's parameters and leave a plain decoder."""
+
+    def describe(self, base_name: str) -> dict[str, Any]:
+        """The technique's part of an adapter folder: its `adapter_config.json`."""
+        raise ConfigError(f"{self.name} writes a whole model, not an adapter")
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> Self:
+        """Options as a user gave them. Raises: ConfigError naming every option that is unknown or out of range."""
+        try:
+            return cls.model_validate(dict(options))
+        except ValidationError as error:
+            problems = [_problem(cls, dict(problem)) for problem in error.errors()]
+            raise ConfigError(f"{cls.name}: " + "; ".join(problems)) from None
+
+
+def _problem(technique: type[Technique], problem: dict[str, Any]) -> str:
+    name = ".".join(str(part) for part in problem["loc"]) or "options"
+    if problem["type"] == "extra_forbidden":
+        fields = technique.model_fields
+        return f"no option {name!r}.{nearest(name, fields)} Options: {', '.join(fields) or 'none'}"
+    return f"{name}={problem['input']!r}: {problem['msg'].lower()}"
+
+
+def _entry(value: object) -> type[Technique] | None:
+    if inspect.isclass(value) and issubclass(value, Technique) and not inspect.isabstract(value):
+        return value
+    return None
+
+
+TECHNIQUES: Registry[type[Technique]] = Registry("graftwood.techniques", "technique", _entry)

@@ -1,0 +1,252 @@
+"""The training loop: one step on one screen, everything it needs to go on in one folder."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from graftwood.checkpoint import Saved, load_step, save_step, step_folders
+from graftwood.data.batch import Order, Packed, pack, packs, split_by_tokens
+from graftwood.data.encode import Example
+from graftwood.errors import ConfigError, GraftError
+from graftwood.model.decoder import Decoder
+from graftwood.train.loss import summed_loss, token_losses
+from graftwood.train.optim import adamw, optimiser_tensors, restore_optimiser, schedule
+
+
+class NonFiniteLossError(GraftError):
+    """A loss or gradient that is not a number; the parameters are as they were before the step."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run trains. `batch` counts rows a step, `token_budget` tokens alive at once, `patience` evaluations."""
+
+    learning_rate: float
+    weight_decay: float
+    batch: int
+    epochs: float
+    seed: int
+    clip: float
+    warmup_share: float
+    token_budget: int
+    evaluations: int
+    patience: int
+    save_seconds: float
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimiser step: mean loss of its answer tokens (nats), gradient norm before clipping, what it read."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    answer_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation: validation loss (nats an answer token), drift where a gauge was given, whether it is the best."""
+
+    step: int
+    valid_loss: float | None
+    drift: float | None
+    best: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run has done so far; all of it is in a checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    answer_tokens: int = 0
+    train_seconds: float = 0.0
+    best_step: int = 0
+    best_loss: float | None = None
+    behind: int = 0
+    ended: str | None = None
+
+
+class Trainer:
+    """Trains whatever requires a gradient on packed examples.
+
+    `folder` takes the checkpoints; `gauge` measures drift at each evaluation. Iterate over `run()`; set `stop` to end
+    after the current step.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        train: Sequence[Example],
+        valid: Sequence[Example],
+        plan: Plan,
+        folder: Path,
+        gauge: Callable[[], float] | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self.examples = train
+        self.plan = plan
+        self.folder = folder
+        self.order = Order(len(train), plan.batch, plan.epochs, plan.seed)
+        self.trained = decoder.trained()
+        self.optimiser = adamw(self.trained, plan.learning_rate, plan.weight_decay)
+        self.progress = Progress()
+        self.stop = False
+        self._valid = [packed.to(decoder.device) for packed in packs(valid, plan.token_budget)]
+        self._gauge = gauge
+        self._every = max(1, math.ceil(self.order.steps / plan.evaluations))
+        self._saved_at = time.monotonic()
+
+    def run(self) -> Iterator[Stepped | Evaluated]:
+        """Train from where the progress stands to the end, and leave the best parameters in the decoder."""
+        self.decoder.train()
+        if self.progress.step == 0 and self.progress.best_loss is None:
+            yield self.evaluate()
+        while self.progress.ended is None:
+            stepped = self.step()
+            yield stepped
+            last = self.progress.step >= self.order.steps
+            if last or self.progress.step % self._every == 0:
+                yield self.evaluate()
+            if last:
+                self._end("all steps done")
+            elif self.progress.behind >= self.plan.patience:
+                self._end(f"validation loss had not improved for {self.plan.patience} evaluations")
+            elif self.stop:
+                self.save()
+                break
+            elif time.monotonic() - self._saved_at > self.plan.save_seconds:
+                self.save()
+        self.decoder.eval()
+        self.restore_best()
+
+    def step(self) -> Stepped:
+        """One optimiser step: the summed loss of all micro-batches divided once by the tokens that count."""
+        started = time.perf_counter()
+        rows = self.order.batch_rows(self.progress.step)
+        groups = split_by_tokens([self.examples[row] for row in rows], self.plan.token_budget)
+        packed = [pack(group).to(self.decoder.device) for group in groups]
+        counted = sum(len(part.targets) for part in packed)
+
+        rate = self.plan.learning_rate * schedule(self.progress.step, self.order.steps, self._warmup())
+        loss = 0.0
+        self.optimiser.zero_grad(set_to_none=True)
+        for part in packed:
+            part_loss = summed_loss(self.decoder, part) / counted
+            part_loss.backward()
+            loss += part_loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.plan.clip).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.optimiser.zero_grad(set_to_none=True)
+            raise self._non_finite(rows, loss, norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+
+        tokens, seconds = sum(part.tokens for part in packed), time.perf_counter() - started
+        self.progress = replace(
+            self.progress,
+            step=self.progress.step + 1,
+            tokens=self.progress.tokens + tokens,
+            answer_tokens=self.progress.answer_tokens + counted,
+            train_seconds=self.progress.train_seconds + seconds,
+        )
+        return Stepped(self.progress.step, loss, norm, rate, tokens, counted, seconds)
+
+    def evaluate(self) -> Evaluated:
+        """Validation loss and drift now; a best loss is saved, and so is every evaluated step."""
+        self.decoder.eval()
+        valid = mean_loss(self.decoder, self._valid)
+        drift = self._gauge() if self._gauge is not None else None
+        self.decoder.train()
+        before = self.progress
+        best = valid is None or before.best_loss is None or valid < before.best_loss
+        self.progress = replace(
+            before,
+            best_step=before.step if best else before.best_step,
+            best_loss=valid if best else before.best_loss,
+            behind=0 if best else before.behind + 1,
+        )
+        self.save()
+        return Evaluated(before.step, valid, drift, best)
+
+    def save(self) -> None:
+        """Write this step's folder, then drop all but the newest and the best."""
+        target = self.folder / f"step-{self.progress.step:06d}"
+        state = {"progress": asdict(self.progress), "plan": asdict(self.plan), "random": torch.get_rng_state().tolist()}
+        trained = {name: parameter.detach() for name, parameter in self.trained.items()}
+        save_step(target, Saved(trained, optimiser_tensors(self.optimiser, self.trained), state))
+        self._saved_at = time.monotonic()
+        keep = {target.name, f"step-{self.progress.best_step:06d}"}
+        for old in step_folders(self.folder):
+            if old.name not in keep:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def resume(self) -> bool:
+        """Take up the newest checkpoint; False when there is none.
+
+        Raises: ConfigError when it was made by a run that trains differently.
+        """
+        folders = step_folders(self.folder)
+        if not folders:
+            return False
+        saved = load_step(folders[-1])
+        if saved.state["plan"] != asdict(self.plan) or saved.trained.keys() != self.trained.keys():
+            mine = asdict(self.plan)
+            odd = [f"{k} {v} there, {mine.get(k)} here" for k, v in saved.state["plan"].items() if mine.get(k) != v]
+            raise ConfigError(f"{folders[-1]} is of another run ({'; '.join(odd) or 'other parameters train'})")
+        self._put(saved)
+        restore_optimiser(self.optimiser, self.trained, saved.optimiser)
+        torch.set_rng_state(torch.tensor(saved.state["random"], dtype=torch.uint8))
+        self.progress = Progress(**saved.state["progress"])
+        return True
+
+    def restore_best(self) -> None:
+        """Put the parameters of the best evaluation back into the decoder."""
+        if self.progress.best_step != self.progress.step:
+            self._put(load_step(self.folder / f"step-{self.progress.best_step:06d}"))
+
+    def _put(self, saved: Saved) -> None:
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(saved.trained[name])
+
+    def _end(self, why: str) -> None:
+        self.progress = replace(self.progress, ended=why)
+        self.save()
+
+    def _warmup(self) -> int:
+        return max(1, round(self.plan.warmup_share * self.order.steps))
+
+    def _non_finite(self, rows: Sequence[int], loss: float, norm: float) -> NonFiniteLossError:
+        culprits = []
+        for row in rows:
+            losses = token_losses(self.decoder, pack([self.examples[row]]).to(self.decoder.device))
+            if not torch.isfinite(losses).all():
+                source = self.examples[row].row
+                culprits.append(f"{source.file}:{source.line}")
+        where = f"rows {', '.join(culprits)}" if culprits else "no single row (the gradient overflowed)"
+        return NonFiniteLossError(
+            f"step {self.progress.step + 1}: loss {loss}, gradient norm {norm}, from {where}; the parameters are as "
+            "they were before this step; lower --lr or mend the rows, then --resume"
+        )
+
+
+def mean_loss(decoder: Decoder, parts: Sequence[Packed]) -> float | None:
+    """Mean of `-log q` over every prediction that counts, nats; None when there is none."""
+    counted = sum(len(part.targets) for part in parts)
+    if counted == 0:
+        return None
+    total = math.fsum(token_losses(decoder, part).double().sum().item() for part in parts)
+    return total / counted

@@ -1,0 +1,74 @@
+"""Cross-entropy at the positions that count, without ever holding all their logits.
+
+Letters: M predictions that count, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from graftwood.data.batch import Packed
+from graftwood.model.decoder import Decoder
+
+CHUNK = 128  # rows of logits alive at once: 128 x 49,152 float32 are 25 MB, which a desktop's cache still holds
+
+
+def summed_loss(decoder: Decoder, packed: Packed) -> Tensor:
+    """Sum of `-log q(target)` over the predictions that count, in nats; a scalar that can be differentiated."""
+    hidden = decoder.hidden(packed.ids, packed.documents)[0, packed.predict]
+    return _ChunkedCrossEntropy.apply(hidden, decoder.head_weight(), packed.targets)  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def token_losses(decoder: Decoder, packed: Packed) -> Tensor:
+    """`-log q(target)` of every prediction that counts, [M], nats."""
+    hidden = decoder.hidden(packed.ids, packed.documents)[0, packed.predict]
+    losses = [
+        torch.nn.functional.cross_entropy(decoder.logits(part), target, reduction="none")
+        for part, target in zip(hidden.split(CHUNK), packed.targets.split(CHUNK), strict=True)
+    ]
+    return torch.cat(losses) if losses else hidden.new_zeros(0)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The gradient is made in the forward pass, chunk by chunk, while each chunk's logits are at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        wants_hidden, wants_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        weight = head.detach().to(hidden.dtype)
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_head = torch.zeros_like(head) if wants_head else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(targets), CHUNK):
+            rows = slice(start, start + CHUNK)
+            logits = (hidden[rows] @ weight.T).float()
+            target = targets[rows].unsqueeze(1)
+            normaliser = logits.logsumexp(1, keepdim=True)
+            total += (normaliser - logits.gather(1, target)).sum()
+            if d_hidden is None and d_head is None:
+                continue
+            # softmax minus one-hot, in the buffer of the logits
+            slope = logits.sub_(normaliser).exp_()
+            slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
+            slope = slope.to(hidden.dtype)
+            if d_hidden is not None:
+                torch.mm(slope, weight, out=d_hidden[rows])
+            if d_head is not None:
+                d_head.addmm_(slope.T.to(head.dtype), hidden[rows].to(head.dtype))
+        ctx.save_for_backward(d_hidden, d_head)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        d_hidden, d_head = ctx.saved_tensors
+        return (
+            None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
+            None if d_head is None else d_head.mul_(grad),
+            None,
+        )

@@ -1,0 +1,46 @@
+"""The optimiser and its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def schedule(step: int, steps: int, warmup: int) -> float:
+    """Share of the learning rate at a step: a linear rise over `warmup` steps, then a linear fall to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+def adamw(trained: Mapping[str, nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices and leaves vectors (norms, biases) alone.
+
+    Source: Loshchilov and Hutter 2019, arXiv 1711.05101; betas (0.9, 0.999) and eps 1e-8 as in transformers.
+    """
+    groups = [
+        {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name: `<parameter>/<moment>`."""
+    return {
+        f"{name}/{key}": value.detach()
+        for name, parameter in trained.items()
+        for key, value in optimiser.state[parameter].items()
+    }
+
+
+def restore_optimiser(
+    optimiser: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimiser_tensors` gave."""
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        owner = trained[parameter]
+        optimiser.state[owner][key] = tensor.to(owner.device) if tensor.ndim else tensor

@@ -1,0 +1,173 @@
+"""Every architecture is causal, keeps packed documents apart, reads and writes its family's files, and learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from conftest import CPU
+from graftwood.model.architecture import ARCHITECTURES, Architecture
+from graftwood.model.config import ModelConfig, RopeScaling
+from graftwood.model.decoder import Decoder
+from graftwood.model.weights import file_tensors, load_decoder, save_tensors, to_files
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grouped heads": {},
+    "a key for every query": {"kv_heads": 4},
+    "one key for all": {"kv_heads": 1},
+    "untied head": {"tied_head": False},
+    "biases": {"attention_bias": True, "feed_forward_bias": True},
+    "wide heads": {"head_size": 16},
+    "linear rope": {"rope_scaling": RopeScaling("linear", 4.0)},
+    "llama3 rope": {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 64), "rope_theta": 500_000.0},
+}
+architectures = pytest.mark.parametrize("name", ARCHITECTURES.names())
+variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+TinyConfig = Callable[..., ModelConfig]
+Save = Callable[[ModelConfig, Path], None]
+
+
+def decoder_of(config: ModelConfig) -> Decoder:
+    decoder = Decoder(ARCHITECTURES.get(config.architecture), replace(config, init_std=0.2))
+    decoder.initialise(seed=0)
+    return decoder.requires_grad_(False)
+
+
+def expressible(architecture: Architecture, config: ModelConfig) -> ModelConfig:
+    if architecture.read(architecture.write(config)) != config:
+        pytest.skip(f"{architecture.name} has no such variant")
+    return config
+
+
+def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 320, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@architectures
+def test_a_token_does_not_reach_back(name: str, tiny_config: TinyConfig) -> None:
+    decoder, ids = decoder_of(tiny_config(name)), tokens(2, 24)
+    before = decoder(ids)
+    for changed in (1, 9, 23):
+        other = ids.clone()
+        other[:, changed] = (other[:, changed] + 1) % 320
+        after = decoder(other)
+        assert torch.equal(after[:, :changed], before[:, :changed])
+        assert not torch.allclose(after[:, changed], before[:, changed])
+
+
+@architectures
+def test_order_matters(name: str, tiny_config: TinyConfig) -> None:
+    decoder, ids = decoder_of(tiny_config(name)), tokens(1, 12)
+    swapped = ids[:, [1, 0, *range(2, 12)]]
+    assert not torch.allclose(decoder(ids)[:, -1], decoder(swapped)[:, -1])
+
+
+@architectures
+@pytest.mark.parametrize("lengths", [(24,), (1, 7, 1, 15), (8, 8, 8)])
+def test_packed_documents_do_not_see_each_other(name: str, lengths: tuple[int, ...], tiny_config: TinyConfig) -> None:
+    decoder, ids = decoder_of(tiny_config(name)), tokens(1, sum(lengths))
+    packed = decoder(ids, documents=lengths).split(lengths, dim=1)
+    for document, logits in zip(ids.split(lengths, dim=1), packed, strict=True):
+        torch.testing.assert_close(logits, decoder(document), rtol=1e-5, atol=1e-5)
+
+
+@architectures
+@variants
+def test_write_then_read_is_the_identity(name: str, changes: dict[str, Any], tiny_config: TinyConfig) -> None:
+    architecture = ARCHITECTURES.get(name)
+    config = expressible(architecture, tiny_config(name, **changes))
+    fields = architecture.write(config)
+    assert architecture.write(architecture.read(fields)) == fields
+    assert fields["model_type"] in architecture.model_types
+
+
+@architectures
+@variants
+def test_logits_equal_transformers(
+    name: str, changes: dict[str, Any], tmp_path: Path, tiny_config: TinyConfig, save_with_transformers: Save
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    config = expressible(ARCHITECTURES.get(name), tiny_config(name, **changes))
+    save_with_transformers(config, tmp_path)
+    ours = load_decoder(tmp_path, CPU)
+    assert ours.config == config
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = tokens(2, config.max_positions)
+    with torch.no_grad():
+        expected, found = theirs(ids).logits, ours(ids)
+    assert expected.std() > 0.5, "logits this flat would hide a difference"
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-4)
+
+
+@architectures
+@variants
+@pytest.mark.parametrize("shard_bytes", [5_000_000_000, 20_000])
+def test_load_then_save_gives_back_every_byte(
+    name: str,
+    changes: dict[str, Any],
+    shard_bytes: int,
+    tmp_path: Path,
+    tiny_config: TinyConfig,
+    save_with_transformers: Save,
+) -> None:
+    config = expressible(ARCHITECTURES.get(name), tiny_config(name, **changes))
+    source, target = tmp_path / "theirs", tmp_path / "ours"
+    save_with_transformers(config, source)
+    target.mkdir()
+    save_tensors(to_files(load_decoder(source, CPU)), target, shard_bytes)
+    assert len(list(target.glob("*.safetensors"))) > 1 or shard_bytes > 1_000_000
+    expected, found = load_file(source / "model.safetensors"), dict(file_tensors(target))
+    assert found.keys() == expected.keys()
+    for tensor in expected:
+        assert found[tensor].dtype == expected[tensor].dtype
+        assert torch.equal(found[tensor], expected[tensor]), tensor
+
+
+@architectures
+def test_transformers_reads_what_we_write(name: str, tmp_path: Path, tiny_config: TinyConfig) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    ours = decoder_of(tiny_config(name))
+    save_tensors(to_files(ours), tmp_path, shard_bytes=20_000)
+    config = transformers.AutoConfig.for_model(**ours.architecture.write(ours.config))
+    config.save_pretrained(tmp_path)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    ids = tokens(1, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids), rtol=0.0, atol=1e-4)
+
+
+@architectures
+def test_it_overfits_one_batch(name: str, tiny_config: TinyConfig) -> None:
+    decoder = decoder_of(tiny_config(name)).requires_grad_(True)
+    ids, lengths = tokens(1, 32), (12, 20)
+    inside = torch.ones(31, dtype=torch.bool)
+    inside[11] = False  # the first document's end does not predict the second's start
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=3e-2)
+    losses = []
+    for _ in range(25):
+        loss = F.cross_entropy(decoder(ids, documents=lengths)[0, :-1][inside], ids[0, 1:][inside])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 3.0
+    assert losses[-1] < 0.05
+
+
+@architectures
+def test_every_parameter_learns(name: str, tiny_config: TinyConfig) -> None:
+    architecture = ARCHITECTURES.get(name)
+    config = expressible(architecture, tiny_config(name, tied_head=False))
+    decoder, ids = decoder_of(config).requires_grad_(True), tokens(2, 16)
+    decoder(ids).logsumexp(-1).sum().backward()
+    still = [path for path, p in decoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert still == []
