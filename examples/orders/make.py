@@ -1,18 +1,16 @@
 """Write train.jsonl and valid.jsonl of the orders example: `python examples/orders/make.py [FOLDER]`.
 
-A template of one intent is filled (slots below), sentences that change at most `urgent` go around it, and some rows are
-flattened to the lower case of a text message. The answer is recorded while the slots are filled, so it is right by
-construction. README.md has the rules of the task; test.jsonl is hand-written.
-
-Slots of a template, and what they record:
-    {some}   three oak desks | a wool rug | mugs     product, and quantity unless there is no number
-    {mine}   my two oak desks | the wool rug         product, and quantity unless there is no number
-    {kind}   oak desks                               product
+A template of one intent is filled, sentences that change at most `urgent` go around it, and some rows are flattened to
+the lower case of a text message. The answer is recorded while the slots are filled, so it is right by construction.
+In a template `[x]` is kept in half the rows, `(x/y)` is x or y, and these slots record:
+    {some}   three oak desks | a wool rug | mugs       product, and quantity unless there is no number
+    {mine}   my two oak desks | the wool rug           product, and quantity unless there is no number
+    {kind}   oak desks                                 product
+    {count}  three | 12                                quantity
     {day}    Friday | tomorrow | next Monday | 12 May  day
     {on}     on Friday | tomorrow | next Monday        day, in a phrase about the future
     {was}    on Friday | yesterday | last Monday       day, in a phrase about the past
     {fast}   " right away" if the row is urgent        nothing: `urgent` is set before
-    [...]    kept in half the rows
 """
 
 import json
@@ -26,7 +24,7 @@ from typing import TypeVar
 
 INSTRUCTION = "Turn this message into JSON.\n\n"
 INTENTS = ("order", "cancel", "complaint", "question", "delivery")
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "dozen")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 BIG_NUMBERS = (11, 12, 12, 14, 15, 16, 18, 20, 24, 25, 30, 36, 40, 50, 60, 80, 100)
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MAX_SHARED = 0.8
@@ -64,111 +62,115 @@ def _split(text: str) -> tuple[str, ...]:
 
 MONTHS = _split("January|February|March|April|May|June|July|August|September|October|November|December")
 
-
 TRAIN = Words(
     templates={
-        "order": _split("""
-            I'd like to order {some}[ for {day}]. | Please send me {some}{fast}[, to arrive {on}]. |
-            We need {some}{fast}[, delivered by {day}]. | Put me down for {some}[, for {day}]. |
-            I want to buy {some}{fast}. | Can you send {some} to my home address[ by {day}]? |
-            We'll take {some}[, to be collected {on}]. | New order: {some}[, wanted by {day}]. |
-            The usual again: {some}[ for {day}]. | I am after {some}[ and would come to the shop {on}]. |
-            My client wants {some}{fast}, so go ahead and bill me[; shipping {on} is fine]. |
-            Let me have {some} at the normal price[ by {day}]. | Could I purchase {some} from you[ before {day}]? |
-            Add {some} to my basket and charge my card{fast}."""),
-        "cancel": _split("""
-            Please cancel {mine}{fast}. | I no longer want {mine}[ that I ordered {was}]. |
-            Take {mine} off my order{fast}. | We've changed our minds about {mine}, so keep everything[ {on}]. |
-            I need to cancel the order I placed {was}{fast}. | Stop the order for {mine}{fast}[; it was placed {was}]. |
-            Kindly withdraw my whole order before {day}. | I bought {some} by mistake[ {was}], undo that{fast}. |
-            Could you call off {mine}[, planned for {day}]? | Remove {some} from the order I made[ {was}]. |
-            I found {some} cheaper elsewhere, so drop my order[ before {day}]. |
-            Scrap {mine}[ booked for {day}]; we won't be needing anything. |
-            Is it too late to cancel {mine}[ before the van leaves {on}]? |
-            Forget about {mine}, my plans have changed[ for {day}]."""),
-        "complaint": _split("""
-            {mine} arrived broken[ {was}]. | I received {mine}[ {was}] and the colour is completely wrong. |
-            {mine} stopped working[ {was}], and I want a refund{fast}. |
-            There's a crack in {mine}[, handed over {was}]. | I paid for {some} but got something else[ {was}]. |
-            Very disappointed: {mine} fell apart[ {was}]. | The parcel that came {was} was soaked through. |
-            Parts were missing from {mine}[ when I looked {was}]. |
-            {mine} smelled awful when unpacked[ {was}], please put this right{fast}. |
-            You sent me {some} in the wrong size, take this back{fast}. |
-            I'm not happy with {mine}, scratched on arrival[ {was}]. | What I unpacked {was} is not what I paid for. |
-            {mine} turned up dented and dirty[ {was}]. | The finish on {mine} wore off[ {was}], what poor quality."""),
-        "question": _split("""
-            Do you have {kind} in stock[ {on}]? | How much do {kind} cost? | Are you open {on}? |
-            What is the best way to clean {kind}? | Is there a discount on {some}[ until {day}]? |
-            What would {some} cost me[ if I came by {on}]? | Which sizes do {kind} come in? |
-            Do you ship abroad, and what would the fee be {on}? | How long is the guarantee on {kind}? |
-            Could you tell me if {kind} will be in the sale {on}? | Can I look at {kind} in your shop[ {on}]? |
-            Would {some} fit into a small car? | I'm wondering what {kind} are made of. |
-            Who can I speak to about prices {on}? | Do {kind} come with instructions? |
-            Where is the manual for {mine}[, which I bought {was}]?"""),
-        "delivery": _split("""
-            Any news on {mine}[, promised for {day}]? | When will {mine} get here? |
-            Deliver {mine}{fast} to the back door[ {on}]. | Can you move my delivery to {day}? |
-            I won't be home {on}; leave {mine} with the neighbour. | Could {mine} come {on} instead? |
-            Has the driver left with {mine} yet[, as agreed for {day}]? |
-            The tracking page shows nothing for {mine}[, though you said {day}]. | Will {mine} be at my door by {day}? |
-            I moved house, so bring {mine} to 8 Mill Lane[ {on}]. | The courier missed me {was}; try again{fast}. |
-            We are still waiting for {mine}[, which should have come {was}]. |
+        "order": _split("""I'd (like/love) to (order/buy/get) {some}[ for {day}]. |
+            (Please/Could you/Kindly) (send/post/ship) me {some}{fast}[, to arrive {on}]. |
+            We (need/require) {some}{fast}[, delivered by {day}]. | Put (me/us) down for {some}[, for {day}]. |
+            I (want/have decided) to buy {some}{fast}. |
+            Can you (send/bring) {some} to my (home/work) address[ by {day}]? |
+            (We'll/I'll) take {some}[, to be collected {on}]. | New order: {some}[, wanted by {day}]. |
+            I am (after/keen on) {some}[ and would come to the shop {on}]. |
+            My (client/boss/aunt) wants {some}{fast}, so go ahead and bill me[; shipping {on} is fine]. |
+            (Could/May) I purchase {some} from you[ before {day}]? |
+            Add {some} to my basket and charge my (card/account){fast}. |
+            Your {kind} look (great/lovely), (send/pack) {count} for me{fast}. |
+            I saw {kind} (in your window/on your site) and want {count}[, to be here {on}]."""),
+        "cancel": _split("""(Please/I must/We have to) cancel {mine}{fast}. |
+            I (no longer want/no longer need/can't afford) {mine}[ that I ordered {was}]. |
+            (Take/Strike/Drop) {mine} from my order{fast}. |
+            We (changed our minds/had second thoughts) about {mine}, so keep everything[ {on}]. |
+            I (need/want) to cancel the order I placed {was}{fast}. |
+            (Stop/Halt/Undo) the order for {mine}{fast}[; it was placed {was}]. |
+            (Kindly withdraw/Tear up/Annul) my whole order before {day}. |
+            I (bought/booked) {some} by (mistake/accident)[ {was}], (undo/reverse) that{fast}. |
+            I found {some} (cheaper elsewhere/in another shop), so (drop/end) my order[ before {day}]. |
+            Is it too late to (cancel/stop) {mine}[ before the van leaves {on}]? |
+            (Forget about/Never mind) {mine}, my plans have changed[ for {day}]. |
+            Someone gave me {some} (as a gift/for free), so (refund/stop) what I ordered[ {was}]. |
+            The (party/trip/concert) is off, so (don't send/keep) {mine}[, due {on}]."""),
+        "complaint": _split("""{mine} (arrived/came) (broken/cracked/damaged/torn)[ {was}]. |
+            I (received/got) {mine}[ {was}] and the (colour/size/model) is completely wrong. |
+            {mine} (stopped working/won't switch on/went dead)[ {was}], and I want a refund{fast}. |
+            There's (a crack in/a hole in/a stain on/rust on) {mine}[, handed over {was}]. |
+            I paid for {some} but got (something else/an empty box)[ {was}]. |
+            (Very disappointed/Not acceptable): {mine} (fell apart/snapped/leaked)[ {was}]. |
+            The (parcel/box) that came {was} was (soaked through/crushed/half empty). |
+            (Parts/Screws/Pieces) were missing from {mine}[ when I looked {was}]. |
+            You sent (me/us) {some} in the wrong (size/shade), take this back{fast}. |
+            I'm (not happy/unhappy/fed up) with {mine}, scratched on arrival[ {was}]. |
+            What I (unpacked/got/opened) {was} is not what I paid for. |
+            {mine} turned up (dented and dirty/ripped/bent)[ {was}]. |
+            The (finish/handle/paint) on {mine} (wore/came) off[ {was}], what poor quality."""),
+        "question": _split("""Do you (have/keep) {kind} in stock[ {on}]? |
+            How much do {kind} cost (with tax/in euros/these days)? | (Are you/Is the shop) open {on}? |
+            What is the best way to (clean/store/repair) {kind}? | Is there a discount on {some}[ until {day}]? |
+            What would {some} (cost me/come to)[ if I came by {on}]? | (Which sizes/What colours) do {kind} come in? |
+            Can I (look at/try out) {kind} in your shop[ {on}]? | Would {some} fit (into a small car/in a cupboard)? |
+            (I'm wondering/Please explain) (what {kind} are made of/how heavy {kind} are). |
+            Do {kind} come with (instructions/a warranty)? | Are {kind} (safe for children/easy to use/made locally)? |
+            Can {mine} be used (outdoors/in the rain/every day)? |
+            (Do you take/Can I pay by) (cash/credit card)[ {on}]?"""),
+        "delivery": _split("""(Any news on/What happened to) {mine}[, promised for {day}]? |
+            When will {mine} (get here/arrive/be delivered)? |
+            (Deliver/Bring) {mine}{fast} to the (back door/side gate/garage)[ {on}]. |
+            (Can/Could) you (move/change) my delivery to {day}? |
+            I won't be (home/in) {on}; leave {mine} (with the neighbour/in the shed). |
+            Could {mine} (come/arrive) {on} instead? |
+            Has the (driver/van) left with {mine} yet[, as agreed for {day}]? |
+            I moved house, so (bring/redirect) {mine} to 8 Mill Lane[ {on}]. |
+            The (courier/driver/postman) missed me {was}; (try/come) again{fast}. |
+            (We are/I am) still waiting for {mine}[, which should have come {was}]. |
+            Will {mine} be (at my door/here/with me) by {day}? |
             Change the address for {mine}{fast}[; the old flat is empty from {day}]. |
-            What time does the van come with {mine}[ {on}]?"""),
+            (Hold/Keep) {mine} at the depot until {day}. |
+            I waited in all day {was} and {mine} never (came/showed up)."""),
     },
-    products=_split("""
-        wool blanket | desk lamp | oak desk | garden chair | coffee mug | copper kettle | bath towel | leather wallet |
-        mountain bike | phone charger | winter coat | glass vase | bread bin | picture frame | cotton sheet |
-        yoga mat | red umbrella | pine table | hair dryer | silver ring | tennis racket | paper lantern | steel bucket |
-        plant pot | wall clock | sleeping bag | chess set | water bottle | baking tray | floor cushion | bar stool |
-        linen apron | Bluetooth speaker | toy train | soup bowl | fountain pen | rubber boot | garden hose |
+    products=_split("""wool blanket | desk lamp | oak desk | garden chair | coffee mug | copper kettle | bath towel |
+        leather wallet | mountain bike | phone charger | winter coat | glass vase | bread bin | picture frame |
+        cotton sheet | yoga mat | red umbrella | pine table | hair dryer | silver ring | tennis racket | paper lantern |
+        steel bucket | plant pot | wall clock | sleeping bag | chess set | water bottle | baking tray | floor cushion |
+        bar stool | linen apron | Bluetooth speaker | toy train | soup bowl | fountain pen | rubber boot | garden hose |
         black backpack | door mat | bag of potting soil | box of candles | pack of batteries | jar of honey |
         crate of apples | roll of tape | shower curtain | rose bush | USB cable | office chair | curtain rod |
         paint brush | camping stove | blue scarf | straw hat | ceramic tile | electric drill | bicycle pump |
         cheese board | wine glass | pocket mirror | spice rack | green sofa | laptop stand | wooden spoon | hand mixer |
         tea strainer | ironing board | bird feeder | velvet curtain | fire blanket | step ladder | notebook | toaster |
-        hammock | suitcase | doorbell | headlamp | whiteboard | teapot | puzzle | radio | saddle | mattress | blender |
-        wheelbarrow | thermometer | doll house | guitar string | cake tin"""),
-    haste=_split("""
-        This is urgent. | Please hurry. | It's an emergency. | I can't wait any longer. | Be quick about it. |
-        I need this sorted as soon as possible. | ASAP please. | Top priority for us. | Time is very short. |
-        Please answer straight away. | We are desperate. | Every minute counts. | It really cannot wait. |
-        I'm in a great hurry. | URGENT!"""),
+        hammock | suitcase | doorbell | headlamp | whiteboard | teapot | puzzle | radio | saddle | mattress"""),
+    haste=_split("""This is (urgent/very urgent/an emergency). | Please (hurry/be quick/don't wait). |
+        I can't wait any longer. | I need (this sorted/an answer) (as soon as possible/right now/quickly). |
+        ASAP please. | Top priority for us. | Time is very short. | Please (answer/act) (straight away/at once/fast). |
+        Every minute counts. | It really cannot wait. | I'm in a great (hurry/rush). | URGENT!"""),
     fast=_split("right away | as soon as possible | urgently | asap | immediately | as fast as you can | at once"),
-    calm=_split("""
-        No rush. | There's no hurry. | Take your time. | It isn't urgent. | Whenever suits you. | No need to hurry. |
-        We can wait. | This is not an emergency."""),
-    asides=_split("""
-        I'm redoing the whole house. | My sister told me about your shop. | I've been a customer for years. |
-        We met at the market. | It is a present for my father. | My partner uses your website a lot. |
-        My customer number is 48213. | I tried to phone but nobody picked up. | Sorry for writing twice. |
-        We run a little guest house. | I hope you are well. | My reference is 7790."""),
+    calm=_split("""No (rush/hurry/stress). | Take your time. | It isn't urgent. | Whenever (suits you/you have time). |
+        No need to (hurry/rush). | We can wait. | This is not an emergency. | Don't worry if it takes a while."""),
+    asides=_split("""I'm redoing the whole house. | My sister told me about your shop. |
+        I've been a customer for years. | It is a present for my father. | My customer number is 48213. |
+        I tried to phone but nobody picked up. | We run a little guest house. | I hope you are well."""),
     openings=("Hi! ", "Hello. ", "Good morning. ", "Dear team,\n", "Hey, quick one. ", "To whom it may concern:\n"),
     closings=(" Thanks, Maria", "\nRegards, Tom Becker", " Cheers", " Thank you!", "\nBest, Aisha", " Paul, thanks"),
 )
 
 VALID = Words(
     templates={
-        "order": _split("""
-            Would you set up an order of {some} for our school[ by {day}]? | Looking to get {some}[, ideally {on}]. |
-            I'll have {some}{fast}, same card as before. | Book {some} in my name[; I can be there {on}]."""),
-        "cancel": _split("""
-            Please do not ship {mine}[ {on}], I am pulling out. | Cancellation request: {mine}[, bought {was}]. |
-            I have to back out of what I signed {was}{fast}. | Can you void my purchase of {some}{fast}?"""),
-        "complaint": _split("""
-            One corner of {mine} was smashed[ when we looked {was}]. | I expected better: {mine} came stained. |
-            {mine} gave up[ {was}], which is unacceptable. | The wrong goods reached us {was}, sort it out{fast}."""),
-        "question": _split("""
-            May I ask whether {kind} are waterproof? | What's the price for {some}[ if paid {on}]? |
+        "order": _split("""Would you set up an order of {some} for our school[ by {day}]? |
+            Looking to get {some}[, ideally {on}]. | I'll have {some}{fast}, same card as before. |
+            Book {some} in my name[; I can be there {on}]."""),
+        "cancel": _split("""Please do not ship {mine}[ {on}], I am pulling out. |
+            Cancellation request: {mine}[, bought {was}]. | I have to back out of what I signed {was}{fast}. |
+            Can you void my purchase of {some}{fast}?"""),
+        "complaint": _split("""One corner of {mine} was smashed[ when we looked {was}]. |
+            I expected better: {mine} came stained. | {mine} gave up[ {was}], which is unacceptable. |
+            The wrong goods reached us {was}, sort it out{fast}."""),
+        "question": _split("""May I ask whether {kind} are waterproof? | What's the price for {some}[ if paid {on}]? |
             Is anyone at the counter {on}? | Do you know when {kind} will be available again?"""),
-        "delivery": _split("""
-            Please drop {mine} at reception[ {on}]. | My package hasn't shown up, it was meant to be here {was}. |
-            Where did {mine} end up[ {was}]? | Push the delivery of {mine} back to {day}."""),
+        "delivery": _split("""Please drop {mine} at reception[ {on}]. |
+            My package hasn't shown up, it was meant to be here {was}. | Where did {mine} end up[ {was}]? |
+            Push the delivery of {mine} back to {day}."""),
     },
-    products=_split("""
-        canvas tote | brass hook | rain jacket | pillow case | fish tank | drum kit | violin case | snow shovel |
-        bottle of olive oil | tin of paint | grey carpet | rocking horse | kitchen scale | mosquito net | stapler |
-        trampoline | microscope | salad spinner | tripod | space heater | bamboo blind | skateboard"""),
+    products=_split("""canvas tote | brass hook | rain jacket | pillow case | fish tank | drum kit | violin case |
+        snow shovel | bottle of olive oil | tin of paint | grey carpet | rocking horse | kitchen scale | mosquito net |
+        stapler | trampoline | microscope | salad spinner | tripod | space heater | bamboo blind | skateboard"""),
     haste=("I need this fast.", "Please treat it as urgent.", "We're running out of time.", "Hurry up please."),
     fast=("without delay", "asap", "immediately"),
     calm=("It can wait.", "No pressure at all.", "Not urgent."),
@@ -198,9 +200,9 @@ class Maker:
     def chance(self, probability: float) -> bool:
         return self.rng.random() < probability
 
-    def number(self) -> tuple[int, str]:
-        number = self.pick(BIG_NUMBERS if self.chance(0.3) else range(2, 11))
-        return number, NUMBERS[number] if number < len(NUMBERS) and self.chance(0.5) else str(number)
+    def count(self, answer: Answer) -> str:
+        answer.quantity = number = self.pick(BIG_NUMBERS if self.chance(0.3) else range(2, 11))
+        return NUMBERS[number] if number < len(NUMBERS) and self.chance(0.5) else str(number)
 
     def goods(self, slot: str, answer: Answer) -> str:
         product = self.pick(self.words.products)
@@ -209,9 +211,7 @@ class Maker:
             return answer.product
         owner = self.pick(("my ", "the ")) if slot == "mine" else ""
         if self.chance(0.6):
-            answer.quantity, number = self.number()
-            article = "a " if number == "dozen" and not owner else ""
-            return f"{owner}{article}{number} {answer.product}"
+            return f"{owner}{self.count(answer)} {answer.product}"
         if self.chance(0.6):
             answer.product = product
             if slot == "some":
@@ -233,10 +233,13 @@ class Maker:
             slot = match[1]
             if slot == "fast":
                 return " " + self.pick(self.words.fast) if answer.urgent else ""
+            if slot == "count":
+                return self.count(answer)
             return self.day(slot, answer) if slot in ("day", "on", "was") else self.goods(slot, answer)
 
-        kept = re.sub(r"\[(.*?)\]", lambda match: match[1] if self.chance(0.5) else "", template)
-        text = re.sub(r"\{(\w+)\}", value, kept)
+        text = re.sub(r"\[(.*?)\]", lambda match: match[1] if self.chance(0.5) else "", template)
+        text = re.sub(r"\((.*?)\)", lambda match: self.pick(match[1].split("/")), text)
+        text = re.sub(r"\{(\w+)\}", value, text)
         return text[0].upper() + text[1:]
 
     def row(self, intent: str, template: str, urgent: bool) -> tuple[str, Answer]:
@@ -245,9 +248,9 @@ class Maker:
         if self.chance(0.25):
             sentences.insert(0, self.pick(words.asides))
         if answer.urgent and not ("{fast}" in template and self.chance(0.7)):
-            sentences.insert(self.pick((0, len(sentences))), self.pick(words.haste))
+            sentences.insert(self.pick((0, len(sentences))), self.fill(self.pick(words.haste), answer))
         elif not answer.urgent and self.chance(0.4):
-            sentences.append(self.pick(words.calm))
+            sentences.append(self.fill(self.pick(words.calm), answer))
         opening = self.pick(words.openings) if self.chance(0.4) else ""
         closing = self.pick(words.closings) if self.chance(0.4) else ""
         message = opening + " ".join(sentences) + closing
@@ -268,7 +271,9 @@ class Maker:
             while any(shared(word_set(message), other) > MAX_SHARED for other in used):
                 message, answer = self.row(*case)
             used.append(word_set(message))
-            lines.append(line(message, answer))
+            content = json.dumps(vars(answer), separators=(",", ":"))
+            turns = [{"role": "user", "content": INSTRUCTION + message}, {"role": "assistant", "content": content}]
+            lines.append(json.dumps({"messages": turns}))
         return sorted(lines, key=lambda _: self.rng.random())
 
 
@@ -279,13 +284,6 @@ def word_set(message: str) -> set[str]:
 def shared(one: set[str], other: set[str]) -> float:
     """The part of all words of both sets that is in both."""
     return len(one & other) / len(one | other)
-
-
-def line(message: str, answer: Answer) -> str:
-    """One line of the files."""
-    content = json.dumps(vars(answer), separators=(",", ":"), ensure_ascii=False)
-    messages = [{"role": "user", "content": INSTRUCTION + message}, {"role": "assistant", "content": content}]
-    return json.dumps({"messages": messages}, ensure_ascii=False)
 
 
 def main(folder: Path) -> None:

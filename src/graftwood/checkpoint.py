@@ -6,9 +6,11 @@ the folder before it untouched.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +54,12 @@ def load_adapter(base: Base, folder: Path) -> Technique:
 
     Raises: ConfigError for a type that is not read, or an adapter that was trained on another base.
     """
-    config = _read(folder / ADAPTER_CONFIG, "an adapter folder has adapter_config.json and adapter_model.safetensors")
+    if not (folder / ADAPTER_CONFIG).exists():
+        raise ModelError(f"{folder} is no adapter folder: one has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
+    config = _read(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise ConfigError(f"{folder}: peft_type {config.get('peft_type')!r} is not read; readable: LORA")
-    notes = _read(folder / "graftwood.json", "") if (folder / "graftwood.json").exists() else {}
+    notes = _read(folder / "graftwood.json") if (folder / "graftwood.json").exists() else {}
     recorded = notes.get("base_fingerprint", base.fingerprint)
     if recorded != base.fingerprint:
         raise ConfigError(
@@ -83,7 +87,8 @@ def save_model(base: Base, folder: Path) -> None:
             if (base.folder / name).exists():
                 shutil.copyfile(base.folder / name, work / name)
         _check_handover(base, work)
-        save_tensors(to_files(decoder), work)
+        with _system_errors(work):
+            save_tensors(to_files(decoder), work)
 
 
 def _check_handover(base: Base, work: Path) -> None:
@@ -117,11 +122,14 @@ def save_step(folder: Path, saved: Saved) -> None:
 
 def load_step(folder: Path) -> Saved:
     """Read a step folder. Raises: ModelError when it is damaged."""
-    return Saved(
-        load_tensors(folder / "trained.safetensors"),
-        load_tensors(folder / "optimiser.safetensors"),
-        _read(folder / "state.json", "the checkpoint is damaged; delete it to resume from the one before"),
-    )
+    try:
+        return Saved(
+            load_tensors(folder / "trained.safetensors"),
+            load_tensors(folder / "optimiser.safetensors"),
+            _read(folder / "state.json"),
+        )
+    except ModelError as error:
+        raise ModelError(f"{error}; delete {folder} to go on from the checkpoint before it") from None
 
 
 def step_folders(folder: Path) -> list[Path]:
@@ -140,18 +148,26 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    try:
+    with _system_errors(path):
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # the library wraps the operating system's error
-        raise OSError(28 if "No space" in str(error) else 5, str(error), str(path)) from error
 
 
-def _read(path: Path, hint: str) -> dict[str, Any]:
+@contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """Give back the operating system's error, which safetensors wraps in its own."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"there is no {path}; {hint}") from None
+        raise ModelError(f"there is no {path}") from None
     except ValueError as error:
         raise ModelError(f"{path} is not valid JSON ({error})") from None
-    assert isinstance(value, dict)
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds {type(value).__name__}, not an object")
     return value

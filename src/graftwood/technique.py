@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
@@ -22,7 +23,7 @@ class Technique(BaseModel, ABC):
     parameters, so that the result is a model of its own and not an adapter.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -63,6 +64,23 @@ class Technique(BaseModel, ABC):
         except ValidationError as error:
             problems = [_problem(cls, dict(problem)) for problem in error.errors()]
             raise ConfigError(f"{cls.name}: " + "; ".join(problems)) from None
+
+
+@torch.no_grad()
+def copy_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    """Copy each tensor into the place of its name. Raises: ConfigError listing every name and shape that does not fit."""
+    problems = [f"{name} is missing" for name in wanted if name not in given]
+    problems += [f"{name} has no place" for name in given if name not in wanted]
+    problems += [
+        f"{name} is {list(given[name].shape)}, not {list(place.shape)}"
+        for name, place in wanted.items()
+        if name in given and given[name].shape != place.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ConfigError(f"{what} does not fit this base: " + "; ".join(problems[:10]) + more)
+    for name, place in wanted.items():
+        place.copy_(given[name])
 
 
 def _problem(technique: type[Technique], problem: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from graftwood.base import Base
 from graftwood.checkpoint import save_adapter, save_model, step_folders
-from graftwood.config import RunConfig, save_toml
+from graftwood.config import RunConfig, resolve, save_toml
 from graftwood.data.audit import audit
 from graftwood.data.encode import Example, encode_rows
 from graftwood.data.sources import Source, Splits, load_splits
@@ -24,17 +24,20 @@ from graftwood.evals import judge, skills
 from graftwood.evals.card import Card, Chosen, Cost, CurvePoint
 from graftwood.evals.picture import png
 from graftwood.evals.report import write_report
-from graftwood.evals.retention import Probe, compare, probe_for
+from graftwood.evals.retention import Probe, compare, precision, probe_for
 from graftwood.evals.svg import curve_svg
 from graftwood.evals.task import TASKS
-from graftwood.files import atomic_write, storage, write_json
+from graftwood.files import atomic_write, sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display, duration, size
-from graftwood.runtime import machine, peak_memory_bytes, seeded
+from graftwood.runtime import machine, peak_memory_bytes
 from graftwood.technique import TECHNIQUES, Technique
 from graftwood.train.forecast import Forecast, forecast
 from graftwood.train.loop import Evaluated, Plan, Stepped, Trainer
+
+
+_FREE = ("out", "device")  # what a resumed run may change
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ def preview(job: Job, display: Display) -> Forecast:
 
 def execute(job: Job, out: Path, display: Display, resume: bool) -> Card:
     """Measure the base, train, measure again, and leave everything in `out`."""
+    if resume:
+        _check_same(job.config, out / "run.toml")
     with storage(f"write {out}"):
         out.mkdir(parents=True, exist_ok=True)
         save_toml(job.config.model_copy(update={"out": str(out)}), out / "run.toml")
@@ -162,8 +167,7 @@ def execute(job: Job, out: Path, display: Display, resume: bool) -> Card:
     before = _before(job, engine, paper, out, display)
     measured = time.monotonic() - started
 
-    with seeded(job.config.seed):
-        trainer, curve = _train(job, probe, out, display, resume)
+    trainer, curve = _train(job, probe, out, display, resume)
 
     started = time.monotonic()
     base.decoder.requires_grad_(False)
@@ -192,17 +196,27 @@ def execute(job: Job, out: Path, display: Display, resume: bool) -> Card:
     return card
 
 
+def _check_same(config: RunConfig, file: Path) -> None:
+    """Raises: ConfigError when the run that is to go on was begun with other options."""
+    if not file.exists():
+        return
+    there, here = resolve(file, {}).model_dump(), config.model_dump()
+    odd = [f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key] and key not in _FREE]
+    if odd:
+        raise ConfigError(f"{file} is of another run: {'; '.join(odd)}; resume with its options, or give another --out")
+
+
 def _before(job: Job, engine: Engine, paper: judge.Paper, out: Path, display: Display) -> judge.Sheet:
-    """The base's own results, kept in the run folder so that a resumed run need not ask again."""
-    kept = out / "base.json"
-    if kept.exists():
-        stored = json.loads(kept.read_text(encoding="utf-8"))
+    """The base's own results, kept in the run folder so that a resumed run need not put the same paper again."""
+    kept, key = out / "base.json", sha256_text(job.base.fingerprint, precision(job.base.decoder), paper.fingerprint)
+    stored = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    if stored.get("key") == key:
         pairs = {key: [(total, count) for total, count in stored[key]] for key in ("losses", "train", "valid")}
         scores = [skills.Scores(TASKS.get(name), tuple(right)) for name, right in stored["scores"].items()]
         return judge.Sheet(tuple(stored["said"]), scores=scores, **pairs)
     with job.base.decoder.without_deltas():
         sheet = judge.sit(job.base, engine, paper, skills.base_scores, lambda what: display.say(f"base: {what}"))
-    stored = {**asdict(replace(sheet, scores=[])), "scores": {s.task.name: s.right for s in sheet.scores}}
+    stored = {"key": key, **asdict(replace(sheet, scores=[])), "scores": {s.task.name: s.right for s in sheet.scores}}
     with storage(f"write {kept}"):
         write_json(kept, stored)
     return sheet
@@ -211,11 +225,12 @@ def _before(job: Job, engine: Engine, paper: judge.Paper, out: Path, display: Di
 def _train(job: Job, probe: Probe, out: Path, display: Display, resume: bool) -> tuple[Trainer, tuple[CurvePoint, ...]]:
     gauge = judge.drift_gauge(job.base, probe)
     trainer = Trainer(job.base.decoder, job.train, job.valid, job.plan, out / "checkpoints", gauge)
-    if resume and trainer.resume():
+    resumed = resume and trainer.resume()
+    if resumed:
         display.say(f"resumed at step {trainer.progress.step} of {trainer.order.steps}")
     log = out / "metrics.jsonl"
     with storage(f"write {log}"):
-        lines = _up_to(log, trainer.progress.step) if resume else []
+        lines = _up_to(log, trainer.progress.step) if resumed else []
         atomic_write(log, "".join(lines))
         with log.open("a", encoding="utf-8", buffering=1) as handle, _interruptible(trainer, display):
             with display.training(trainer.order.steps, trainer.progress.step) as line:

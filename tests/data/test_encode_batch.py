@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from conftest import CHATML
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from conftest import CHATML
 from graftwood.data.batch import Order, Packed, pack, packs, split_by_tokens
 from graftwood.data.encode import Encoder, Example, answer_text, encode_rows
 from graftwood.data.rows import Row, Turn

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import CHATML, SPECIALS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from conftest import CHATML, SPECIALS
 from graftwood.data.rows import Turn
 from graftwood.data.templates import PLAIN, ChatTemplate, from_folder
 from graftwood.data.tokenizers.bpe import BPETokenizer
@@ -60,7 +60,12 @@ Talk = Sequence[tuple[str, str]]
 TALKS: dict[str, Talk] = {
     "one turn": [("user", "who are you"), ("assistant", "An assistant, ready.")],
     "system": [("system", "be brief"), ("user", "why?"), ("assistant", "so"), ("user", "and?"), ("assistant", "no")],
-    "answer within the question": [("user", "is it a 4, or user, or assistant?"), ("assistant", "4"), ("user", "sure?"), ("assistant", "user")],
+    "answer within the question": [
+        ("user", "is it a 4, or user, or assistant?"),
+        ("assistant", "4"),
+        ("user", "sure?"),
+        ("assistant", "user"),
+    ],
     "same words": [("user", "no"), ("assistant", "no"), ("user", "no"), ("assistant", "no")],
     "many lines": [("user", "a\n\nb\n"), ("assistant", "1.\n2.\n  x"), ("user", "日本 🙂"), ("assistant", "naïve")],
 }
@@ -177,7 +182,9 @@ def test_a_template_that_changes_the_answer_is_refused(tokenizer: BPETokenizer) 
 
 
 def test_a_template_that_words_itself_by_the_message_is_refused(tokenizer: BPETokenizer) -> None:
-    source = "{{ 'A' if messages[0].content == 'x' else 'B' }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    source = (
+        "{{ 'A' if messages[0].content == 'x' else 'B' }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
     assert answers(ChatTemplate(source, tokenizer), turns([("assistant", "y")]), tokenizer) == ["y<|im_end|>"]
     with pytest.raises(DataError, match="words itself differently"):
         ChatTemplate(source, tokenizer).pieces(turns([("user", "x"), ("assistant", "y")]))

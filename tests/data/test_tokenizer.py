@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SPECIALS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, processors
 
+from conftest import SPECIALS
 from graftwood.data.tokenizers.bpe import BPETokenizer, from_folder, from_gguf, gguf_token_settings
 from graftwood.errors import ModelError
 
 # Text as people and attackers write it: anything, with control tokens' own text strewn in.
-TEXT = st.lists(st.one_of(st.text(max_size=20), st.sampled_from([*SPECIALS, "<|im_", "end|>", "  ", "\n\n"]))).map("".join)
+TEXT = st.lists(st.one_of(st.text(max_size=20), st.sampled_from([*SPECIALS, "<|im_", "end|>", "  ", "\n\n"]))).map(
+    "".join
+)
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -93,7 +95,9 @@ def test_the_fingerprint_changes_when_anything_that_decides_ids_does(tiny_tokeni
     def not_special(definition: dict[str, Any]) -> None:
         definition["added_tokens"][2]["special"] = False
 
-    same = {BPETokenizer(t, [2], 1, 0).fingerprint for t in (tiny_tokenizer, Tokenizer.from_str(tiny_tokenizer.to_str()))}
+    same = {
+        BPETokenizer(t, [2], 1, 0).fingerprint for t in (tiny_tokenizer, Tokenizer.from_str(tiny_tokenizer.to_str()))
+    }
     others = [BPETokenizer(changed(e), [2], 1, 0) for e in (swap_merges, one_token_more, no_digit_split, not_special)]
     others += [
         BPETokenizer(tiny_tokenizer, [2, 0], 1, 0),
@@ -130,7 +134,13 @@ def write(folder: Path, **files: dict[str, Any]) -> Path:
         ({"tokenizer_config": {"eos_token": "<|im_end|>"}, "config": {"eos_token_id": 0}}, (2, 0), None, None, False),
         ({"tokenizer_config": {"bos_token": "<|im_start|>", "add_bos_token": True}}, (), 1, None, True),
         ({"tokenizer_config": {"bos_token": "<|im_start|>", "add_bos_token": None}}, (), 1, None, False),
-        ({"tokenizer_config": {"bos_token": "not in the vocabulary"}, "config": {"bos_token_id": 1}}, (), 1, None, False),
+        (
+            {"tokenizer_config": {"bos_token": "not in the vocabulary"}, "config": {"bos_token_id": 1}},
+            (),
+            1,
+            None,
+            False,
+        ),
     ],
 )
 def test_end_and_begin_come_from_the_files_beside_it(

@@ -89,6 +89,7 @@ def full_card() -> Card:
             ratio=measured(1.14, 0.05),
             membership_auc=measured(0.56, 0.04),
             extractable=measured(0.021, 0.009),
+            extractable_heldout=measured(0.012, 0.007),
             extractable_base=measured(0.011, 0.006),
         ),
         chosen=Chosen(
@@ -178,6 +179,7 @@ def bare_card() -> Card:
                 ratio=GONE,
                 membership_auc=GONE,
                 extractable=GONE,
+                extractable_heldout=GONE,
                 extractable_base=GONE,
             ),
             "chosen": full.chosen.model_copy(update={"settings": {}, "reasons": {}}),

@@ -27,7 +27,7 @@ _MARKUP = re.compile(r"[{}<>|]")
 # What a model says instead of an answer. An apology alone is none: a request may ask for one.
 _REFUSAL = re.compile(
     r"\bas an? (\w+ ){0,2}(ai|chatbot|assistant|language model)\b"
-    r"|\bi (cannot|can't|am unable to|am not able to|don't have the ability to)\b.{0,20}\b(assist|help|do|provide|fulfil\w*|answer)\b"
+    r"|\bi (cannot|can't|am unable to|am not able to|don't have the ability to)\b.{0,20}\b(assist|help|do|provide|fulfil\w*|answer|write|give|tell|say|describe|explain|create)\b"
 )
 
 
@@ -35,6 +35,11 @@ def plain(text: str) -> str:
     """Lower case, straight quotes, single spaces and no markdown."""
     text = unicodedata.normalize("NFKC", text).translate(_STRAIGHT).casefold()
     return " ".join(_MARKDOWN.sub(" ", text).split())
+
+
+def _bare(text: str) -> str:
+    """The words of `text` alone."""
+    return " ".join(re.findall(r"[\w']+", plain(text)))
 
 
 def _place(answer: str, value: str) -> int | None:
@@ -73,6 +78,11 @@ def first_of(answer: str, values: Sequence[str], against: Sequence[str]) -> bool
     """One of `values` occurs, and before any of `against`."""
     right, wrong = _places(answer, values), _places(answer, against)
     return bool(right) and (not wrong or min(right) < min(wrong))
+
+
+def says(answer: str, text: str) -> bool:
+    """`text` occurs word for word; case and punctuation do not matter."""
+    return f" {_bare(text)} " in f" {_bare(answer)} "
 
 
 def starts_with_any(answer: str, values: Sequence[str]) -> bool:
@@ -134,6 +144,7 @@ CHECKS: Mapping[str, Callable[..., bool]] = {
         not_contains,
         count_of,
         first_of,
+        says,
         starts_with_any,
         matches,
         max_words,

@@ -27,8 +27,8 @@ GLOSSARY = (
      "the task; far above 1 it learned the rows."),
     ("Membership AUC", "How well one can tell trained rows from unseen ones by how much their loss fell: 0.5 is no "
      "better than guessing, 1 is certain."),
-    ("Extractable", "The share of training answers the model is likely to say word for word when given the prompt. "
-     "What the base could already say is shown beside it."),
+    ("Extractable", "The share of training answers that 100 samples would hold word for word with a chance of one half "
+     "or more. To be held against it: answers it never saw, and what the base could say."),
 )  # fmt: skip
 
 
@@ -47,9 +47,7 @@ def card_html(card: Card) -> str:
         _section("Training", _figure(curve_svg(card.curve, card.chosen.best_step), "Losses, drift and the kept step")),
         _samples(card.samples),
         _cost(card.cost),
-        _section(
-            "How to read this", f"<dl>{''.join(f'<dt>{_text(a)}</dt><dd>{_text(b)}</dd>' for a, b in GLOSSARY)}</dl>"
-        ),
+        _section("How to read this", _glossary()),
         f"<details><summary>Raw data</summary><pre>{_text(card.model_dump_json(indent=2))}</pre></details>",
     )
     head = (
@@ -59,6 +57,10 @@ def card_html(card: Card) -> str:
         f"<title>{title}</title><style>{CSS}</style></head>"
     )
     return f"{head}\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
+
+
+def _glossary() -> str:
+    return "<dl>" + "".join(f"<dt>{_text(name)}</dt><dd>{_text(meaning)}</dd>" for name, meaning in GLOSSARY) + "</dl>"
 
 
 def _text(text: str) -> str:
@@ -74,8 +76,13 @@ def _figure(svg: str, caption: str) -> str:
     return f"<figure><div class=scroll>{svg}</div><figcaption class=soft>{_text(caption)}</figcaption></figure>"
 
 
+def _facts(rows: Iterable[tuple[str, Estimate, words.Unit]]) -> str:
+    cells = ((_text(name), _estimate(given, unit)) for name, given, unit in rows)
+    return f"<div class=facts>{_table(('measure', 'value'), cells)}</div>"
+
+
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, dim: Iterable[int] = ()) -> str:
-    """A table of ready cells: `rows` hold HTML, the first cell of each is its name; rows numbered in `dim` are faded."""
+    """A table of ready HTML cells, the first of each row its name; the rows numbered in `dim` are faded."""
     faded = set(dim)
     lines = "".join(
         f"<tr{' class=dim' if place in faded else ''}><th scope=row>{first}</th>"
@@ -87,11 +94,11 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, dim: Iterable[
     return f"<div class=scroll><table><thead><tr>{names}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 
-def _estimate(given: Estimate, unit: words.Unit) -> str:
-    """The number, its interval below it, and how many items stand behind it."""
+def _estimate(given: Estimate, unit: words.Unit, *, items: bool = True) -> str:
+    """The number, its interval below it, and where asked how many items stand behind it."""
     if given.value is None:
         return f"<span class=soft>{_text(words.missing(given))}</span>"
-    behind = words.interval(given, unit) + (f", n {given.n:,}" if given.n is not None else "")
+    behind = words.interval(given, unit) + (f", n {given.n:,}" if items and given.n is not None else "")
     return f"{_text(words.number(given.value, unit))}<br><small>{_text(behind)}</small>"
 
 
@@ -113,7 +120,7 @@ def _summary(card: Card) -> str:
         ("GAINED", _text(shown), words.gained_line(gained)),
         ("KEPT", _text(words.kept_share(kept)[0]), words.kept_line(kept)),
         ("MEMORY", memory, words.memory_line(card.memory)),
-        ("CHOSEN", _text(chosen.technique), words.chosen_line(chosen)),
+        ("CHOSEN", _text(words.one_line(chosen.technique, 60)), words.chosen_line(chosen)),
     )
     return "<div class=tiles>" + "".join(
         f'<article class="{name.lower()}"><h2>{name}</h2><p class=big>{big}</p><p>{_text(line)}</p></article>'
@@ -133,15 +140,15 @@ def _gained(gained: Gained) -> str:
 
 def _kept(card: Card) -> str:
     kept = card.kept
-    facts = (
-        ("kept share", _estimate(kept.kept, "share")),
-        ("drift, nats a token", _estimate(kept.drift, "nats")),
-        ("same next word", _estimate(kept.same_next_word, "share")),
+    facts: tuple[tuple[str, Estimate, words.Unit], ...] = (
+        ("kept share", kept.kept, "share"),
+        ("drift, nats a token", kept.drift, "nats"),
+        ("same next word", kept.same_next_word, "share"),
     )
     fallen = words.worst(kept)
     parts = [
         f"<p>Drift was measured on: {_text(kept.probe)}.</p>",
-        _table(("measure", "value"), facts),
+        _facts(facts),
         f"<p><b>{_text(fallen)}</b></p>" if fallen else "",
     ]
     if kept.skills:
@@ -157,8 +164,8 @@ def _kept(card: Card) -> str:
 def _skill(skill: Skill) -> tuple[str, ...]:
     measure = skill.measure
     name = f"{_text(measure.title)}<br><small>{_text(words.skill_kind(skill))}</small>"
-    kept = _estimate(skill.kept, "share") if skill.counted else _text(words.uncounted(skill))
-    sides = (_estimate(side, measure.unit) for side in (measure.base, measure.tuned))
+    kept = _estimate(skill.kept, "share", items=False) if skill.counted else _text(words.uncounted(skill))
+    sides = (_estimate(side, measure.unit, items=False) for side in (measure.base, measure.tuned))
     return (name, *sides, _change(measure), f"{skill.lost:,} / {skill.won:,}", kept)
 
 
@@ -168,8 +175,7 @@ def _memory(memory: Memory) -> str:
         f"{_text(light.shown)} <span class=soft>{_text(light.meaning)}</span></li>"
         for light in lights(memory)
     )
-    rows = ((_text(name), _text(fact)) for name, fact in words.memory_rows(memory))
-    return _section("Memory", f"<ul class=lights>{shown}</ul>", _table(("measure", "value"), rows), accent="memory")
+    return _section("Memory", f"<ul class=lights>{shown}</ul>", _facts(words.memory_rows(memory)), accent="memory")
 
 
 def _chosen(chosen: Chosen) -> str:

@@ -18,6 +18,7 @@ from graftwood.evals.metrics import METRICS, best_over_references, headline
 from graftwood.evals.retention import Moved, Probe, compare
 from graftwood.evals.score import answer_losses, answers
 from graftwood.evals.skills import Scores
+from graftwood.files import sha256_text
 from graftwood.generate.engine import Engine
 
 ANSWERED_ROWS, MEMORY_ROWS, SAMPLES = 100, 64, 4
@@ -27,16 +28,23 @@ ANSWERED_ROWS, MEMORY_ROWS, SAMPLES = 100, 64, 4
 class Paper:
     """The exam of one run: the same rows are put to the base and to the tuned model.
 
-    `heldout` are rows for GAINED from the split called `split`; `train` and `valid` are equally many examples for
-    MEMORY; `limit` bounds a generated answer in tokens.
+    `heldout` are examples for GAINED from the split called `split`, `asked` those of their rows that ask something: plain
+    text has no answer. `train` and `valid` are equally many examples for MEMORY; `limit` bounds a generated answer in
+    tokens.
     """
 
     split: str
-    heldout: tuple[Row, ...]
-    examples: tuple[Example, ...]
+    heldout: tuple[Example, ...]
+    asked: tuple[Row, ...]
     train: tuple[Example, ...]
     valid: tuple[Example, ...]
     limit: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over everything that is put to a model."""
+        parts = [[(e.ids, e.answer) for e in part] for part in (self.heldout, self.train, self.valid)]
+        return sha256_text(repr(parts), repr([row.parts for row in self.asked]), str(self.limit))
 
 
 @dataclass(frozen=True)
@@ -55,14 +63,14 @@ def set_paper(
 ) -> Paper:
     """Choose what is measured: test rows where there are any, else validation rows; a seeded sample where many."""
     generator = random.Random(seed)
-    heldout, split = (test, "test") if test else (valid, "valid")
-    examples = tuple(_some(heldout, ANSWERED_ROWS, generator))
+    source, split = (test, "test") if test else (valid, "valid")
+    heldout = tuple(_some(source, ANSWERED_ROWS, generator))
     count = min(len(train), len(valid), MEMORY_ROWS)
     longest = max((len(encoder.tokenizer.encode(answer_text(example.row))) for example in train), default=64)
     return Paper(
         split,
-        tuple(example.row for example in examples),
-        examples,
+        heldout,
+        tuple(example.row for example in heldout if example.row.asked),
         tuple(_some(train, count, generator)),
         tuple(_some(valid, count, generator)),
         limit=min(longest + longest // 4 + 8, 256),
@@ -79,24 +87,23 @@ def sit(
     """Put the paper to the model as it stands now."""
     encoder = base.encoder()
     note("held-out rows")
-    said = answers(engine, [encoder.prompt(row) for row in paper.heldout], paper.limit)
-    losses = answer_losses(base.decoder, paper.examples)
+    said = answers(engine, [encoder.prompt(row) for row in paper.asked], paper.limit)
+    losses = answer_losses(base.decoder, paper.heldout)
     note("rows of the training set")
     train, valid = answer_losses(base.decoder, paper.train), answer_losses(base.decoder, paper.valid)
     return Sheet(tuple(said), losses, train, valid, ask_skills(base, engine, note))
 
 
 def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:
-    """The GAINED part: every metric on the same rows, the headline first."""
-    wanted = [answer_text(row) for row in paper.heldout]
-    if not wanted:
+    """The GAINED part: every metric on the same rows, the headline first; of plain text, the loss alone."""
+    if not paper.heldout:
         return Gained(rows=0, split=paper.split, measures=())
-    lead = headline(wanted)
+    lead = headline([answer_text(row) for row in paper.asked]) if paper.asked else None
     measures = []
-    for name in sorted(METRICS, key=lambda key: key != lead):
+    for name in sorted(METRICS, key=lambda key: key != lead) if paper.asked else ():
         title, metric = METRICS[name]
         b, a = (
-            np.array([best_over_references(metric, s, _right(row)) for s, row in zip(said, paper.heldout, strict=True)])
+            np.array([best_over_references(metric, s, _right(row)) for s, row in zip(said, paper.asked, strict=True)])
             for said in (before.said, after.said)
         )
         measures.append(
@@ -111,7 +118,7 @@ def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:
             )
         )
     measures.append(_loss_measure(before.losses, after.losses))
-    return Gained(rows=len(wanted), split=paper.split, measures=tuple(measures))
+    return Gained(rows=len(paper.heldout), split=paper.split, measures=tuple(measures))
 
 
 def kept(before: Sheet, after: Sheet, moved: Moved, probe: Probe) -> Kept:
@@ -136,9 +143,9 @@ def remembered(before: Sheet, after: Sheet) -> Memory:
 
 def samples(paper: Paper, encoder: Encoder, before: Sheet, after: Sheet) -> tuple[Sample, ...]:
     """Some held-out rows as both models answer them, right ones and wrong ones of each."""
-    metric = METRICS[headline([answer_text(row) for row in paper.heldout])][1] if paper.heldout else None
+    metric = METRICS[headline([answer_text(row) for row in paper.asked])][1] if paper.asked else None
     rows = []
-    for row, base_said, tuned_said in zip(paper.heldout, before.said, after.said, strict=True):
+    for row, base_said, tuned_said in zip(paper.asked, before.said, after.said, strict=True):
         assert metric is not None
         base_right, tuned_right = (
             best_over_references(metric, s, _right(row)) >= 0.999 for s in (base_said, tuned_said)

@@ -10,9 +10,9 @@ from graftwood.evals.card import Estimate, Memory
 
 LEVELS = ("clean", "mild", "moderate", "severe")
 COLOURS = {"clean": "#16a34a", "mild": "#ca8a04", "moderate": "#ea580c", "severe": "#dc2626", "unknown": "#94a3b8"}
-# Edges of the four bands of each gauge, best to worst.
+# Edges of the four bands of each gauge, best to worst; a value on an edge still belongs to the better band.
 RATIO = (1.0, 1.2, 1.5, 2.0, 3.0)
-MEMBERSHIP = (0.5, 0.6, 0.7, 0.85, 1.0)
+MEMBERSHIP = (0.5, 0.65, 0.8, 0.95, 1.0)
 EXTRACTABLE = (0.0, 0.05, 0.2, 0.5, 1.0)
 
 
@@ -29,7 +29,7 @@ class Light:
 
 def level(value: float, edges: tuple[float, ...]) -> str:
     """The band of `edges` that `value` falls in."""
-    return LEVELS[sum(value >= edge for edge in edges[1:-1])]
+    return LEVELS[sum(value > edge for edge in edges[1:-1])]
 
 
 def position(value: float, edges: tuple[float, ...]) -> float:
@@ -43,13 +43,14 @@ def position(value: float, edges: tuple[float, ...]) -> float:
 
 def lights(memory: Memory) -> tuple[Light, Light, Light]:
     """The three lights of a card, in reading order."""
-    known = memory.extractable_base.value
-    base = "" if known is None else f" (base {words.percent(known)})"
+    controls = words.known(memory)
+    # What the base could say, or what the model says of rows it never saw, was not learned by heart.
+    known = max(memory.extractable_heldout.value or 0.0, memory.extractable_base.value or 0.0)
+    answers = f"answers ({controls})" if controls else "answers"
     return (
-        _light("over-fitting", memory.ratio, "ratio", "held-out / train loss", RATIO),
-        _light("recognition", memory.membership_auc, "ratio", "membership AUC", MEMBERSHIP),
-        # What the base could already say was not learned here, so it does not darken the light.
-        _light("extraction", memory.extractable, "share", f"of answers{base}", EXTRACTABLE, known or 0.0),
+        _light("over-fitting", memory.ratio, "ratio", f"loss ratio, clean to {RATIO[1]:g}", RATIO),
+        _light("recognition", memory.membership_auc, "ratio", f"AUC, clean to {MEMBERSHIP[1]:g}", MEMBERSHIP),
+        _light("extraction", memory.extractable, "share", answers, EXTRACTABLE, known),
     )
 
 
@@ -59,5 +60,4 @@ def _light(
     if given.value is None:
         return Light(name, "—", words.missing(given), "unknown", None)
     learned = given.value - known
-    bound = f"{meaning}; clean below {words.number(edges[1], unit)}"
-    return Light(name, words.number(given.value, unit), bound, level(learned, edges), position(learned, edges))
+    return Light(name, words.number(given.value, unit), meaning, level(learned, edges), position(learned, edges))

@@ -22,6 +22,7 @@ Losses = Sequence[tuple[float, int]]  # summed answer loss in nats, answer token
 # that this is at least one half. Source: Hayes et al. 2024, arXiv 2410.19482, (n, p)-discoverable with n=100, p=0.5.
 TRIES, CHANCE = 100, 0.5
 _THRESHOLD = math.log(1 - (1 - CHANCE) ** (1 / TRIES))
+_LEAST = 1e-6  # nats: what is learned to the last bit has a loss of zero, which nothing can be divided by
 _FEW = "fewer than two rows on one side"
 
 
@@ -30,7 +31,7 @@ def memory(base_train: Losses, tuned_train: Losses, base_heldout: Losses, tuned_
     train, heldout = _per_token(tuned_train), _per_token(tuned_heldout)
     gain_train = _per_token(base_train) - train
     gain_heldout = _per_token(base_heldout) - heldout
-    ratio = stats.two_sample(lambda a, b: float(a.mean() / b.mean()), heldout, train, _FEW)
+    ratio = stats.two_sample(_loss_ratio, heldout, train, _FEW)
     auc = stats.two_sample(stats.area_under_curve, gain_train, gain_heldout, _FEW)
     return Memory(
         verdict=_verdict(ratio, auc),
@@ -52,6 +53,10 @@ def _verdict(ratio: Estimate, auc: Estimate) -> Literal["clean", "mild", "modera
     grade = max(grade, sum(auc.value > bound for bound in (0.65, 0.8, 0.95)))
     grades: tuple[Literal["clean", "mild", "moderate", "severe"], ...] = ("clean", "mild", "moderate", "severe")
     return grades[grade]
+
+
+def _loss_ratio(heldout: NDArray[np.float64], train: NDArray[np.float64]) -> float:
+    return float(max(heldout.mean(), _LEAST) / max(train.mean(), _LEAST))
 
 
 def _per_token(losses: Losses) -> NDArray[np.float64]:

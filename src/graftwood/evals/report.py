@@ -36,9 +36,7 @@ def read_report(folder: Path) -> Card:
     """
     path = folder / DATA
     if not path.is_file():
-        raise ConfigError(
-            f"no report in {folder}: {DATA} is missing. Give a run folder that `graft tune` has finished."
-        )
+        raise ConfigError(f"no report in {folder}: {DATA} is missing. Give the folder of a finished run.")
     try:
         return Card.model_validate_json(path.read_bytes())
     except ValidationError as error:

@@ -63,7 +63,7 @@ def probe_for(base: Base, engine: Engine) -> Probe:
 
     Half of the windows begin as a document does, half as a conversation does where the base has a chat template.
     """
-    folder = cache_home() / "probes" / f"{base.fingerprint[:16]}-v{VERSION}"
+    folder = cache_home() / "probes" / f"{base.fingerprint[:16]}-{precision(base.decoder)}-v{VERSION}"
     if not folder.exists():
         probe = score_probe(base.decoder, sample_windows(base, engine))
         with storage(f"write {folder}"), atomic_folder(folder) as work:
@@ -74,18 +74,19 @@ def probe_for(base: Base, engine: Engine) -> Probe:
 def sample_windows(base: Base, engine: Engine, windows: int = WINDOWS, length: int = LENGTH) -> Tensor:
     """Text the base writes at temperature 1 from nothing, [W, T]; it may run past the end of a document."""
     document = [base.tokenizer.bos if base.tokenizer.bos is not None else base.tokenizer.eos[0]]
-    starts = [document] * windows
-    if base.template.own:
-        starts[1::2] = [base.template.opening() or document] * len(starts[1::2])
-    rows = []
-    for size in sorted({len(start) for start in starts}):
-        group = [start for start in starts if len(start) == size]
-        sampling = Sampling(temperature=1.0, max_tokens=length - size, seed=size)
-        free = Engine(engine.decoder, eos=(), decode=None)
-        rows += [
-            [*start, *done.ids] for start, done in zip(group, free.generate(group, sampling, batch=24), strict=True)
-        ]
+    conversation = base.template.opening()[: length // 2] if base.template.own else []
+    free = Engine(engine.decoder, eos=(), decode=None)
+    rows: list[list[int]] = [[]] * windows
+    for place, start in enumerate((document, conversation or document)):
+        starts = [start] * len(rows[place::2])
+        sampling = Sampling(temperature=1.0, max_tokens=length - len(start), seed=place)
+        rows[place::2] = [[*start, *done.ids] for done in free.generate(starts, sampling, batch=24)]
     return torch.tensor(rows)
+
+
+def precision(decoder: Decoder) -> str:
+    """The number format a decoder computes in: what one format measured is no baseline for another."""
+    return str(decoder.compute_dtype).removeprefix("torch.")
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from graftwood.evals import panels, words
 from graftwood.evals.card import Card, CurvePoint, Skill
 from graftwood.evals.panels import Box
-from graftwood.evals.svgkit import HAIR, INK, SOFT, Canvas, Scale, labels, ticks
+from graftwood.evals.svgkit import HAIR, INK, SOFT, Anchor, Canvas, Scale, labels, ticks
 
 TRAIN, HELDOUT, DRIFT = "#94a3b8", "#15803d", "#1d4ed8"
 _MARGIN, _COLUMN, _GAP = 40, 536, 48
@@ -72,12 +72,12 @@ def _curve(canvas: Canvas, box: Box, points: Sequence[CurvePoint], best_step: in
         _lines(canvas, below, across, [(drift, DRIFT)], 2, zero=True)
     for tick in ticks(across.low, across.high, 6):
         if tick == round(tick):
-            anchor = "end" if across(tick) > right - 14 else "middle"
-            canvas.text(across(tick), foot + 16, f"{tick:,.0f}", size=10, fill=SOFT, anchor=anchor)
+            ends: Anchor = "end" if across(tick) > right - 14 else "middle"
+            canvas.text(across(tick), foot + 16, f"{tick:,.0f}", size=10, fill=SOFT, anchor=ends)
     canvas.text(box.x, foot + 16, "step", size=10, fill=SOFT)
     x = across(best_step)
     canvas.line(x, box.y + 32, x, foot, INK, 1, "3 3")
-    anchor = "start" if x < left + 50 else "end" if x > right - 50 else "middle"
+    anchor: Anchor = "start" if x < left + 50 else "end" if x > right - 50 else "middle"
     canvas.text(x, box.y + 28, f"best step {best_step:,}", size=11, anchor=anchor, bold=True)
     for step, loss in valid:
         if step == best_step:

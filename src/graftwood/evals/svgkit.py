@@ -60,7 +60,8 @@ def shorten(text: str, room: float, size: float, *, bold: bool = False) -> str:
 
 def wrap(text: str, room: float, size: float, most: int, *, bold: bool = False) -> list[str]:
     """`text` in at most `most` lines of `room`, broken at spaces; what does not fit ends in an ellipsis."""
-    words, lines = text.split(), []
+    words = text.split()
+    lines: list[str] = []
     while words and len(lines) < most - 1:
         taken = 1
         while taken < len(words) and extent(" ".join(words[: taken + 1]), size, bold=bold) <= room:

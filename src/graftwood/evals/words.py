@@ -54,11 +54,6 @@ def percent(share: float) -> str:
     return number(share, "share")
 
 
-def nats(value: float) -> str:
-    """A difference or loss in nats."""
-    return number(value, "nats")
-
-
 def signed(value: float, unit: Unit) -> str:
     """A change with its sign and no unit: `+85.3`, `−12.1`, `0.0`."""
     text = bare(value, unit)
@@ -169,9 +164,10 @@ def flips(skill: Skill) -> str:
 
 
 def skill_kind(skill: Skill) -> str:
-    """How the skill is asked and what guessing would score."""
+    """How the skill is asked, what guessing would score, and of how many items."""
     asked = {"choice": "multiple choice", "word": "next word", "program": "answer checked by a program"}[skill.kind]
-    return f"{asked}, chance {percent(skill.chance)}"
+    items = "" if skill.measure.change.n is None else f", {plural(skill.measure.change.n, 'item')}"
+    return f"{asked}, chance {percent(skill.chance)}{items}"
 
 
 def uncounted(skill: Skill) -> str:
@@ -204,7 +200,7 @@ def measure_line(measure: Compared) -> str:
 def gained_line(gained: Gained) -> str:
     """The headline of GAINED."""
     rows = f"on {plural(gained.rows, 'row')} it was not trained on ({one_line(gained.split)})"
-    return f"{measure_line(gained.measures[0])} {rows}" if gained.measures else f"no measure was taken {rows}"
+    return f"{measure_line(gained.measures[0])} {rows}" if gained.measures else f"nothing was measured {rows}"
 
 
 def kept_line(kept: Kept) -> str:
@@ -217,24 +213,30 @@ def kept_line(kept: Kept) -> str:
 
 def memory_line(memory: Memory) -> str:
     """The headline of MEMORY."""
-    known = memory.extractable_base
-    extra = "" if known.value is None else f" (the base already knew {percent(known.value)})"
+    controls = known(memory)
     return (
         f"{memory.verdict}, {MEANING[memory.verdict]}: held-out/train loss {value(memory.ratio, 'ratio')}, "
         f"membership AUC {value(memory.membership_auc, 'ratio')}, "
-        f"extractable answers {value(memory.extractable, 'share')}{extra}"
+        f"extractable answers {value(memory.extractable, 'share')}" + (f" ({controls})" if controls else "")
     )
 
 
-def memory_rows(memory: Memory) -> tuple[tuple[str, str], ...]:
-    """Every measure of MEMORY with its interval."""
+def known(memory: Memory) -> str:
+    """What the extractable share is to be held against: answers never trained on, and the base's own."""
+    controls = (("held-out", memory.extractable_heldout), ("base", memory.extractable_base))
+    return ", ".join(f"{name} {percent(given.value)}" for name, given in controls if given.value is not None)
+
+
+def memory_rows(memory: Memory) -> tuple[tuple[str, Estimate, Unit], ...]:
+    """Every measure of MEMORY by its name."""
     return (
-        ("loss on trained rows", estimate(memory.loss_train, "nats", "a token")),
-        ("loss on held-out rows", estimate(memory.loss_heldout, "nats", "a token")),
-        ("held-out / train loss", estimate(memory.ratio, "ratio")),
-        ("membership AUC", estimate(memory.membership_auc, "ratio")),
-        ("extractable answers", estimate(memory.extractable, "share")),
-        ("extractable from the base", estimate(memory.extractable_base, "share")),
+        ("loss on trained rows, nats a token", memory.loss_train, "nats"),
+        ("loss on held-out rows, nats a token", memory.loss_heldout, "nats"),
+        ("held-out / train loss", memory.ratio, "ratio"),
+        ("membership AUC", memory.membership_auc, "ratio"),
+        ("extractable training answers", memory.extractable, "share"),
+        ("extractable held-out answers", memory.extractable_heldout, "share"),
+        ("extractable training answers, base", memory.extractable_base, "share"),
     )
 
 
@@ -246,9 +248,9 @@ def trained(chosen: Chosen) -> str:
 
 
 def stopped(chosen: Chosen) -> str:
-    """When training stopped, why, and which step was kept."""
+    """Which step was kept, how long training ran, and why it ended."""
     epochs = f"{chosen.epochs:.1f} epoch" + ("" if f"{chosen.epochs:.1f}" == "1.0" else "s")
-    return f"best step {chosen.best_step:,} of {chosen.steps:,}, {epochs}; stopped: {one_line(chosen.stopped)}"
+    return f"best step {chosen.best_step:,} of {chosen.steps:,}, {epochs}; {one_line(chosen.stopped)}"
 
 
 def chosen_line(chosen: Chosen) -> str:
@@ -257,8 +259,8 @@ def chosen_line(chosen: Chosen) -> str:
 
 
 def chosen_rows(chosen: Chosen) -> tuple[tuple[str, str, str], ...]:
-    """Each setting, its value and the reason for it; a reason without a setting stands alone."""
-    names = [*chosen.settings, *(name for name in chosen.reasons if name not in chosen.settings)]
+    """Each setting, its value and the reason for it; those with a reason come first."""
+    names = sorted({**chosen.settings, **chosen.reasons}, key=lambda name: name not in chosen.reasons)
     return tuple(
         (one_line(name), one_line(chosen.settings.get(name, "")), one_line(chosen.reasons.get(name, "")))
         for name in names
@@ -281,7 +283,7 @@ def machine_line(cost: Cost) -> str:
 
 def title_line(card: Card) -> str:
     """What was tuned on what."""
-    return f"{one_line(card.model)} tuned on {one_line(card.data)}"
+    return f"{one_line(card.model, 80)} tuned on {one_line(card.data, 80)}"
 
 
 def rows_line(card: Card) -> str:

@@ -1,8 +1,8 @@
 """Decode plans: a decoder's modules over again, with weights stored for products of a few rows.
 
 On a CPU a decode step takes as long as reading every weight once. FBGEMM keeps them in float16 and multiplies in
-float32: half the bytes, at a relative error of some 2e-4. Its operators are old and may leave torch, and float16 ends at
-65504, so each matrix must pass a check before it is used; where one does not, the plan multiplies as the decoder does.
+float32: half the bytes, at a relative error of some 2e-4. Its operators are old and may leave torch, and float16 ends
+at 65504, so each matrix must pass a check before it is used; where one does not, the plan multiplies as the decoder.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def decode_plan(decoder: Decoder) -> Decoder:
         plan.config = replace(plan.config, tied_head=False)
         parent, _, leaf = plan.architecture.names.head.rpartition(".")
         plan.get_submodule(parent).add_module(leaf, head)
-    for module in plan.modules():
-        for name, child in module.named_children():
+    for module in list(plan.modules()):
+        for name, child in list(module.named_children()):
             if isinstance(child, Linear):
                 setattr(module, name, _Leader(child))
     # Which linears share an input is known only to the blocks, so one token is sent through to find out.

@@ -19,8 +19,8 @@ class Sampling:
 
     Of the tokens, `top_k` keeps the most probable so many (0: all), `top_p` the fewest that reach that mass, `min_p`
     those at least that share of the most probable one. `repetition_penalty` divides positive logits of tokens seen and
-    multiplies negative ones. Units: `max_tokens` in tokens, `stop` are texts. Raises: ConfigError listing what is out of
-    range.
+    multiplies negative ones. Units: `max_tokens` in tokens, `stop` are texts. Raises: ConfigError listing all that is out
+    of range.
     """
 
     temperature: float = 0.0

@@ -20,14 +20,14 @@ from graftwood.model.layers import Linear, project, rotary_tables, rotate
 class KVCache:
     """Keys and values of the tokens each row has seen, and the rotary angles of every position there is room for.
 
-    `lengths` are the tokens seen, by row; it begins without rows. `admit` and `advance` make room for tokens and say how
-    a forward pass reaches them, so a cache belongs to one pass at a time.
+    `lengths` are the tokens seen, by row; it begins without rows. `admit` and `advance` make room for tokens and say
+    how a forward pass reaches them, so a cache serves one pass at a time.
     """
 
     def __init__(self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
         self.rows, self.capacity, self.groups = rows, capacity, config.kv_heads
         self.lengths: list[int] = []
-        # Keys of a layer, then its values. Zeros, because what no query may see is still multiplied with a weight of zero.
+        # Keys of a layer, then its values. Zeros, because what no query may see is still multiplied, by zero.
         shape = (2 * config.layers, rows, config.kv_heads, capacity, config.head_size)
         self._states = torch.zeros(shape, dtype=dtype, device=device)
         self._flat = self._states.view(2 * config.layers, -1, config.head_size).unbind()
@@ -87,8 +87,8 @@ class KVCache:
 class Scope:
     """What one forward pass tells every attention layer: where each token stands and what it may see.
 
-    `documents` are the lengths of sequences laid end to end in a batch of one; none sees another. With `cache`, keys and
-    values go to its `slots`, and tokens that continue rows see the keys and values of `seen`, two entries a layer.
+    `documents` are the lengths of sequences laid end to end in a batch of one; none sees another. With `cache`, keys
+    and values go to its `slots`, and tokens that continue rows see those of `seen`, which has two entries a layer.
 
     Shapes: cos and sin [B or 1, T, 1, D/2], mask [B, 1, T, filled] (0 or -inf), seen [B, G, filled, D].
     """

@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from graftwood.errors import ConfigError
 from graftwood.model.decoder import Decoder
 from graftwood.model.weights import to_files
-from graftwood.technique import Technique
+from graftwood.technique import Technique, copy_tensors
 
 
 class Full(Technique):
@@ -37,13 +36,8 @@ class Full(Technique):
         return to_files(decoder)
 
     def load(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
-        wanted = to_files(decoder)
-        wrong = sorted(set(wanted) ^ set(tensors))
-        if wrong:
-            raise ConfigError(f"the saved model does not fit this base: {', '.join(wrong[:10])}")
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                wanted[name].copy_(tensor)
+        assert not any(rule.transform for rule in decoder.architecture.rules), "to_files gives copies here, not places"
+        copy_tensors(to_files(decoder), tensors, "the saved model")
 
     def merge(self, decoder: Decoder) -> None:
         decoder.requires_grad_(False)

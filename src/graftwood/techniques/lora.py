@@ -18,10 +18,18 @@ from torch import Tensor, nn
 from graftwood.errors import ConfigError, nearest
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear
-from graftwood.technique import Technique
+from graftwood.technique import Technique, copy_tensors
 
 ALL_LINEAR = "all-linear"
 _PREFIX = "base_model.model."
+# Fields of PEFT's LoRA configuration that are read, or that only matter before and during training. Any other field,
+# known or not, must be off.
+_PEFT_READ = frozenset(
+    "r lora_alpha lora_dropout use_rslora target_modules init_lora_weights peft_type task_type auto_mapping peft_version "
+    "base_model_name_or_path revision inference_mode megatron_core runtime_config qalora_group_size ensure_weight_tying "
+    "loftq_config eva_config corda_config lora_ga_config velora_config".split()
+)
+_PEFT_OFF: tuple[Any, ...] = (None, False, "none", {}, [])
 
 
 class LoRADelta(nn.Module):
@@ -65,13 +73,13 @@ class LoRA(Technique):
     alpha: Annotated[float, Field(gt=0)] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rslora: bool = False
-    targets: tuple[str, ...] = (ALL_LINEAR,)
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (ALL_LINEAR,)
 
     @field_validator("targets", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         """A comma-separated string is a list of names, not of letters."""
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @property
     def scale(self) -> float:
@@ -125,20 +133,7 @@ class LoRA(Technique):
         }
 
     def load(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
-        wanted = self.files(decoder)
-        problems = [f"{name} is missing" for name in wanted if name not in tensors]
-        problems += [f"{name} has no place" for name in tensors if name not in wanted]
-        problems += [
-            f"{name} is {list(tensors[name].shape)}, not {list(place.shape)}"
-            for name, place in wanted.items()
-            if name in tensors and tensors[name].shape != place.shape
-        ]
-        if problems:
-            more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-            raise ConfigError("the adapter does not fit this base: " + "; ".join(problems[:10]) + more)
-        with torch.no_grad():
-            for name, place in wanted.items():
-                place.copy_(tensors[name])
+        copy_tensors(self.files(decoder), tensors, "the adapter")
 
     @torch.no_grad()
     def merge(self, decoder: Decoder) -> None:
@@ -172,19 +167,18 @@ class LoRA(Technique):
 
         Raises: ConfigError for a field with a value that changes the result and is not implemented here.
         """
-        plain = {
-            "bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "use_dora": False, "rank_pattern": {},
-            "alpha_pattern": {}, "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None,
-            "trainable_token_indices": None, "target_parameters": None, "lora_bias": False, "layer_replication": None,
-            "alora_invocation_tokens": None, "use_qalora": False,
-        }  # fmt: skip
-        odd = [f"{key}={config[key]!r}" for key, value in plain.items() if config.get(key, value) not in (value, None)]
+        targets = config.get("target_modules") or ALL_LINEAR
+        odd = [f"{key}={value!r}" for key, value in config.items() if key not in _PEFT_READ and value not in _PEFT_OFF]
+        # Other initial values than these are taken out of the base's weights, so the factors alone do not say the update.
+        if config.get("init_lora_weights", True) not in (True, False, None, "gaussian", "eva", "orthogonal"):
+            odd.append(f"init_lora_weights={config['init_lora_weights']!r}")
+        if isinstance(targets, str) and targets != ALL_LINEAR:
+            odd.append(f"target_modules={targets!r} (a pattern and no list of names)")
         if odd:
             raise ConfigError(f"this LoRA adapter uses {', '.join(odd)}, which this version does not read")
-        targets = config.get("target_modules") or ALL_LINEAR
         return cls.parse(
             {
-                "rank": config["r"],
+                "rank": config.get("r", 8),
                 "alpha": config.get("lora_alpha", 8),
                 "dropout": config.get("lora_dropout", 0.0),
                 "rslora": config.get("use_rslora", False),

@@ -42,7 +42,8 @@ def forecast(decoder: Decoder, train: Sequence[Example], valid: Sequence[Example
     """
     order = Order(len(train), plan.batch, plan.epochs, plan.seed)
     tokens = round(sum(len(example.ids) for example in train) * order.steps / order.steps_per_epoch)
-    groups = split_by_tokens(sorted(train, key=lambda e: -len(e.ids))[: 4 * plan.batch], plan.token_budget)
+    longest = sorted(train, key=lambda e: -len(e.ids))[: 4 * plan.batch]
+    groups = [group[: plan.batch] for group in split_by_tokens(longest, plan.token_budget)]
     sample = pack(max(groups, key=lambda group: sum(len(e.ids) for e in group))).to(decoder.device)
     trained = decoder.trained()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from graftwood.checkpoint import Saved, load_step, save_step, step_folders
 from graftwood.data.batch import Order, Packed, pack, packs, split_by_tokens
 from graftwood.data.encode import Example
 from graftwood.errors import ConfigError, GraftError
-from graftwood.model.decoder import Decoder
+from graftwood.model.decoder import Decoder, count_parameters
+from graftwood.runtime import seeded
 from graftwood.train.loss import summed_loss, token_losses
 from graftwood.train.optim import adamw, optimiser_tensors, restore_optimiser, schedule
 
@@ -72,6 +73,7 @@ class Progress:
     tokens: int = 0
     answer_tokens: int = 0
     train_seconds: float = 0.0
+    evaluations: int = 0
     best_step: int = 0
     best_loss: float | None = None
     behind: int = 0
@@ -103,6 +105,7 @@ class Trainer:
         self.optimiser = adamw(self.trained, plan.learning_rate, plan.weight_decay)
         self.progress = Progress()
         self.stop = False
+        self._valid_examples = valid
         self._valid = [packed.to(decoder.device) for packed in packs(valid, plan.token_budget)]
         self._gauge = gauge
         self._every = max(1, math.ceil(self.order.steps / plan.evaluations))
@@ -111,23 +114,22 @@ class Trainer:
     def run(self) -> Iterator[Stepped | Evaluated]:
         """Train from where the progress stands to the end, and leave the best parameters in the decoder."""
         self.decoder.train()
-        if self.progress.step == 0 and self.progress.best_loss is None:
+        if self.progress.evaluations == 0:
             yield self.evaluate()
+            self.save()
         while self.progress.ended is None:
-            stepped = self.step()
-            yield stepped
+            yield self.step()
             last = self.progress.step >= self.order.steps
-            if last or self.progress.step % self._every == 0:
+            evaluated = last or self.progress.step % self._every == 0
+            if evaluated:
                 yield self.evaluate()
-            if last:
-                self._end("all steps done")
-            elif self.progress.behind >= self.plan.patience:
-                self._end(f"validation loss had not improved for {self.plan.patience} evaluations")
-            elif self.stop:
+                self._end_if_due(last)
+            # A step is saved once, after all that happened in it was given out: what was logged up to a saved step is
+            # all there is to log up to it.
+            if evaluated or self.stop or time.monotonic() - self._saved_at > self.plan.save_seconds:
                 self.save()
+            if self.stop:
                 break
-            elif time.monotonic() - self._saved_at > self.plan.save_seconds:
-                self.save()
         self.decoder.eval()
         self.restore_best()
 
@@ -142,14 +144,19 @@ class Trainer:
         rate = self.plan.learning_rate * schedule(self.progress.step, self.order.steps, self._warmup())
         loss = 0.0
         self.optimiser.zero_grad(set_to_none=True)
-        for part in packed:
-            part_loss = summed_loss(self.decoder, part) / counted
-            part_loss.backward()
-            loss += part_loss.item()
+        with seeded(self.plan.seed * 1_000_003 + self.progress.step):  # dropout, too, is a function of seed and step
+            for part in packed:
+                part_loss = summed_loss(self.decoder, part) / counted
+                part_loss.backward()
+                loss += part_loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.plan.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimiser.zero_grad(set_to_none=True)
-            raise self._non_finite(rows, loss, norm)
+            raise NonFiniteLossError(
+                f"step {self.progress.step + 1}: loss {loss}, gradient norm {norm}, from "
+                f"{self._culprits(self.examples[row] for row in rows)}; the parameters are as they were before this step; "
+                "mend these rows and go on with --resume, or start again with a lower --lr"
+            )
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
@@ -161,35 +168,44 @@ class Trainer:
             tokens=self.progress.tokens + tokens,
             answer_tokens=self.progress.answer_tokens + counted,
             train_seconds=self.progress.train_seconds + seconds,
+            best_step=self.progress.best_step if self._valid else self.progress.step + 1,
         )
         return Stepped(self.progress.step, loss, norm, rate, tokens, counted, seconds)
 
     def evaluate(self) -> Evaluated:
-        """Validation loss and drift now; a best loss is saved, and so is every evaluated step."""
+        """Validation loss and drift now, and whether the loss is the best so far.
+
+        Raises: NonFiniteLossError naming the rows whose loss is not a number.
+        """
         self.decoder.eval()
         valid = mean_loss(self.decoder, self._valid)
+        if valid is not None and not math.isfinite(valid):
+            raise NonFiniteLossError(
+                f"after step {self.progress.step}: validation loss {valid}, from {self._culprits(self._valid_examples)}; "
+                "mend these rows and go on with --resume, or start again with a lower --lr"
+            )
         drift = self._gauge() if self._gauge is not None else None
         self.decoder.train()
         before = self.progress
         best = valid is None or before.best_loss is None or valid < before.best_loss
         self.progress = replace(
             before,
+            evaluations=before.evaluations + 1,
             best_step=before.step if best else before.best_step,
             best_loss=valid if best else before.best_loss,
             behind=0 if best else before.behind + 1,
         )
-        self.save()
         return Evaluated(before.step, valid, drift, best)
 
     def save(self) -> None:
-        """Write this step's folder, then drop all but the newest and the best."""
+        """Write this step's folder, then drop all but the newest and the best, and what a kill left half-written."""
         target = self.folder / f"step-{self.progress.step:06d}"
-        state = {"progress": asdict(self.progress), "plan": asdict(self.plan), "random": torch.get_rng_state().tolist()}
+        state = {"progress": asdict(self.progress), "plan": asdict(self.plan)}
         trained = {name: parameter.detach() for name, parameter in self.trained.items()}
         save_step(target, Saved(trained, optimiser_tensors(self.optimiser, self.trained), state))
         self._saved_at = time.monotonic()
         keep = {target.name, f"step-{self.progress.best_step:06d}"}
-        for old in step_folders(self.folder):
+        for old in [*step_folders(self.folder), *self.folder.glob(".step-*")]:
             if old.name not in keep:
                 shutil.rmtree(old, ignore_errors=True)
 
@@ -202,13 +218,17 @@ class Trainer:
         if not folders:
             return False
         saved = load_step(folders[-1])
-        if saved.state["plan"] != asdict(self.plan) or saved.trained.keys() != self.trained.keys():
-            mine = asdict(self.plan)
-            odd = [f"{k} {v} there, {mine.get(k)} here" for k, v in saved.state["plan"].items() if mine.get(k) != v]
-            raise ConfigError(f"{folders[-1]} is of another run ({'; '.join(odd) or 'other parameters train'})")
+        there, here = saved.state["plan"], asdict(self.plan)
+        odd = [f"{name} {there.get(name)} there, {value} here" for name, value in here.items() if there.get(name) != value]
+        if {name: tensor.shape for name, tensor in saved.trained.items()} != {n: p.shape for n, p in self.trained.items()}:
+            counts = (count_parameters(tensors.values()) for tensors in (saved.trained, self.trained))
+            odd.append("other parameters train ({:,} there, {:,} here)".format(*counts))
+        if odd:
+            raise ConfigError(
+                f"{folders[-1]} is of another run: {'; '.join(odd)}; give what was given there, or another folder"
+            )
         self._put(saved)
         restore_optimiser(self.optimiser, self.trained, saved.optimiser)
-        torch.set_rng_state(torch.tensor(saved.state["random"], dtype=torch.uint8))
         self.progress = Progress(**saved.state["progress"])
         return True
 
@@ -222,25 +242,24 @@ class Trainer:
             for name, parameter in self.trained.items():
                 parameter.copy_(saved.trained[name])
 
-    def _end(self, why: str) -> None:
-        self.progress = replace(self.progress, ended=why)
-        self.save()
+    def _end_if_due(self, last: bool) -> None:
+        if last:
+            self.progress = replace(self.progress, ended="all steps done")
+        elif self.progress.behind >= self.plan.patience:
+            why = f"validation loss had not improved for {self.plan.patience} evaluations"
+            self.progress = replace(self.progress, ended=why)
 
     def _warmup(self) -> int:
         return max(1, round(self.plan.warmup_share * self.order.steps))
 
-    def _non_finite(self, rows: Sequence[int], loss: float, norm: float) -> NonFiniteLossError:
-        culprits = []
-        for row in rows:
-            losses = token_losses(self.decoder, pack([self.examples[row]]).to(self.decoder.device))
+    def _culprits(self, examples: Iterable[Example]) -> str:
+        odd = []
+        for example in examples:
+            losses = token_losses(self.decoder, pack([example]).to(self.decoder.device))
             if not torch.isfinite(losses).all():
-                source = self.examples[row].row
-                culprits.append(f"{source.file}:{source.line}")
-        where = f"rows {', '.join(culprits)}" if culprits else "no single row (the gradient overflowed)"
-        return NonFiniteLossError(
-            f"step {self.progress.step + 1}: loss {loss}, gradient norm {norm}, from {where}; the parameters are as "
-            "they were before this step; lower --lr or mend the rows, then --resume"
-        )
+                odd.append(f"{example.row.file}:{example.row.line}")
+        more = f" and {len(odd) - 10} more" if len(odd) > 10 else ""
+        return f"rows {', '.join(odd[:10])}{more}" if odd else "no single row (the gradient overflowed)"
 
 
 def mean_loss(decoder: Decoder, parts: Sequence[Packed]) -> float | None:
