@@ -1,7 +1,8 @@
 """Make the bundled pocket sets from the full evaluation sets: `python scripts/pocket.py SKILLS_DIR [OUT_DIR]`.
 
-SKILLS_DIR holds the full sets as JSON lines, named as in `SOURCES`. The hundred rows whose canonical JSON has the smallest
-SHA-256 are kept, in that order: the choice depends on nothing but the rows, and a larger subset would begin with the same ones.
+SKILLS_DIR holds the full sets as JSON lines, named as in `SOURCES`. The hundred rows whose canonical JSON has the
+smallest SHA-256 are kept, in that order: the choice depends on nothing but the rows, and a larger subset would begin
+with the same ones.
 """
 
 from __future__ import annotations

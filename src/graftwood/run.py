@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from graftwood.errors import ConfigError, ModelError
 from graftwood.evals.card import Card
 from graftwood.generate.engine import Completion, Engine
 from graftwood.generate.sampling import Sampling
+from graftwood.model.weights import fingerprint
 from graftwood.progress import Display
 from graftwood.runtime import place
 from graftwood.technique import Technique
@@ -81,10 +83,7 @@ class Model:
     def merge(self) -> None:
         """Fold the adapter into the base's weights."""
         if self.technique is not None:
-            # From here on it is another model: nothing cached or recorded of the base is about it.
-            merged = sha256_tensors(self.technique.files(self.base.decoder))
-            fingerprint_ = sha256_text(self.base.fingerprint, merged)
-            self.base = replace(self.base, name=f"{self.base.name}+{merged[:8]}", fingerprint=fingerprint_)
+            self.base = _another(self.base, self.technique)
             self.technique.merge(self.base.decoder)
             self.technique = None
             self.changed()
@@ -160,6 +159,9 @@ def run(
     job = prepare(config, model.base, display, rows)
     preview(job, display)
     card = execute(job, out, display, resume)
+    if job.technique.writes_base:
+        written = out / "model"
+        model.base = replace(model.base, name=str(written), folder=written, fingerprint=fingerprint(written))
     model.technique = None if job.technique.writes_base else job.technique
     model.changed()
     return Run(out, card, model)
@@ -180,6 +182,15 @@ def _run_parts(model: str) -> tuple[str, Path | None]:
     if (folder / "adapter").is_dir():
         return str(read_toml(folder / "run.toml")["model"]), folder / "adapter"
     raise ModelError(f"{folder} is a run that has no result yet; finish it with graft tune {folder}/run.toml --resume")
+
+
+def _another(base: Base, technique: Technique) -> Base:
+    """The base once the technique is merged into it: another model, of which no cache and no adapter folder knows."""
+    digest = hashlib.sha256(base.fingerprint.encode())
+    for name, tensor in sorted(technique.files(base.decoder).items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().numpy().tobytes())
+    return replace(base, name=f"{base.name} with a merged adapter", fingerprint=digest.hexdigest())
 
 
 def _role(name: str) -> Any:

@@ -68,7 +68,7 @@ class Technique(BaseModel, ABC):
 
 @torch.no_grad()
 def copy_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
-    """Copy each tensor into the place of its name. Raises: ConfigError listing every name and shape that does not fit."""
+    """Copy each tensor to the place of its name. Raises: ConfigError listing every name and shape that does not fit."""
     problems = [f"{name} is missing" for name in wanted if name not in given]
     problems += [f"{name} has no place" for name in given if name not in wanted]
     problems += [

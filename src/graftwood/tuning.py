@@ -36,7 +36,6 @@ from graftwood.technique import TECHNIQUES, Technique
 from graftwood.train.forecast import Forecast, forecast
 from graftwood.train.loop import Evaluated, Plan, Stepped, Trainer
 
-
 _FREE = ("out", "device")  # what a resumed run may change
 
 
@@ -201,7 +200,9 @@ def _check_same(config: RunConfig, file: Path) -> None:
     if not file.exists():
         return
     there, here = resolve(file, {}).model_dump(), config.model_dump()
-    odd = [f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key] and key not in _FREE]
+    odd = [
+        f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key] and key not in _FREE
+    ]
     if odd:
         raise ConfigError(f"{file} is of another run: {'; '.join(odd)}; resume with its options, or give another --out")
 

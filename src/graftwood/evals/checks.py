@@ -1,8 +1,8 @@
 """Whether an answer does what a request asked, decided by program.
 
-A check is a small dict: its `kind` names a function of `CHECKS`, its other fields are that function's. Words match whole
-words whatever their case and markdown; a word that ends in `*` matches every word that begins so. Model-written code is
-parsed, never run.
+A check is a small dict: its `kind` names a function of `CHECKS`, its other fields are that function's arguments. Values
+match as whole words, whatever their case and markdown; one that ends in `*` matches every word that begins so. Code
+that a model wrote is parsed, never run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _MARKUP = re.compile(r"[{}<>|]")
 # What a model says instead of an answer. An apology alone is none: a request may ask for one.
 _REFUSAL = re.compile(
     r"\bas an? (\w+ ){0,2}(ai|chatbot|assistant|language model)\b"
-    r"|\bi (cannot|can't|am unable to|am not able to|don't have the ability to)\b.{0,20}\b(assist|help|do|provide|fulfil\w*|answer|write|give|tell|say|describe|explain|create)\b"
+    r"|\bi (cannot|can't|am unable to|am not able to|don't have the ability to)\b.{0,20}"
+    r"\b(answer|assist|create|describe|do|explain|give|help|provide|say|tell|write)\b"
 )
 
 
@@ -166,11 +167,12 @@ def _problems(check: Check) -> list[str]:
     kind = str(check.get("kind"))
     if kind not in CHECKS:
         return [unknown("check", kind, CHECKS)]
-    needed = set(inspect.signature(CHECKS[kind]).parameters) - {"answer"}
-    given = set(check) - {"kind"}
+    needed = sorted(set(inspect.signature(CHECKS[kind]).parameters) - {"answer"})
+    given = sorted(set(check) - {"kind"})
     if needed != given:
-        return [f"check {kind!r} takes {', '.join(sorted(needed))}, got {', '.join(sorted(given)) or 'nothing'}."]
-    return [f"check {kind!r}: {field} = {check[field]!r} {fault}." for field in sorted(given) if (fault := _fault(field, check[field]))]
+        return [f"check {kind!r} takes {', '.join(needed)}, got {', '.join(given) or 'nothing'}."]
+    faults = {name: fault for name in given if (fault := _fault(name, check[name]))}
+    return [f"check {kind!r}: {name} = {check[name]!r} {fault}." for name, fault in faults.items()]
 
 
 def _fault(field: str, value: object) -> str | None:

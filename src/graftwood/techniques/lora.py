@@ -25,10 +25,13 @@ _PREFIX = "base_model.model."
 # Fields of PEFT's LoRA configuration that are read, or that only matter before and during training. Any other field,
 # known or not, must be off.
 _PEFT_READ = frozenset(
-    "r lora_alpha lora_dropout use_rslora target_modules init_lora_weights peft_type task_type auto_mapping peft_version "
-    "base_model_name_or_path revision inference_mode megatron_core runtime_config qalora_group_size ensure_weight_tying "
-    "loftq_config eva_config corda_config lora_ga_config velora_config".split()
-)
+    (
+        "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "init_lora_weights", "peft_type", "task_type",
+        "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "megatron_core",
+        "runtime_config", "qalora_group_size", "ensure_weight_tying", "loftq_config", "eva_config", "corda_config",
+        "lora_ga_config", "velora_config",
+    )
+)  # fmt: skip
 _PEFT_OFF: tuple[Any, ...] = (None, False, "none", {}, [])
 
 
@@ -169,7 +172,7 @@ class LoRA(Technique):
         """
         targets = config.get("target_modules") or ALL_LINEAR
         odd = [f"{key}={value!r}" for key, value in config.items() if key not in _PEFT_READ and value not in _PEFT_OFF]
-        # Other initial values than these are taken out of the base's weights, so the factors alone do not say the update.
+        # Other ways to begin also change the base's weights, so the factors alone do not say what was trained.
         if config.get("init_lora_weights", True) not in (True, False, None, "gaussian", "eva", "orthogonal"):
             odd.append(f"init_lora_weights={config['init_lora_weights']!r}")
         if isinstance(targets, str) and targets != ALL_LINEAR:

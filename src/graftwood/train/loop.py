@@ -154,8 +154,8 @@ class Trainer:
             self.optimiser.zero_grad(set_to_none=True)
             raise NonFiniteLossError(
                 f"step {self.progress.step + 1}: loss {loss}, gradient norm {norm}, from "
-                f"{self._culprits(self.examples[row] for row in rows)}; the parameters are as they were before this step; "
-                "mend these rows and go on with --resume, or start again with a lower --lr"
+                f"{self._culprits(self.examples[row] for row in rows)}; the parameters are as they were before this "
+                "step; mend these rows and go on with --resume, or start again with a lower --lr"
             )
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -181,8 +181,8 @@ class Trainer:
         valid = mean_loss(self.decoder, self._valid)
         if valid is not None and not math.isfinite(valid):
             raise NonFiniteLossError(
-                f"after step {self.progress.step}: validation loss {valid}, from {self._culprits(self._valid_examples)}; "
-                "mend these rows and go on with --resume, or start again with a lower --lr"
+                f"after step {self.progress.step}: validation loss {valid}, from "
+                f"{self._culprits(self._valid_examples)}; mend these rows and go on with --resume, or start again with a lower --lr"
             )
         drift = self._gauge() if self._gauge is not None else None
         self.decoder.train()
@@ -219,8 +219,12 @@ class Trainer:
             return False
         saved = load_step(folders[-1])
         there, here = saved.state["plan"], asdict(self.plan)
-        odd = [f"{name} {there.get(name)} there, {value} here" for name, value in here.items() if there.get(name) != value]
-        if {name: tensor.shape for name, tensor in saved.trained.items()} != {n: p.shape for n, p in self.trained.items()}:
+        odd = [
+            f"{name} {there.get(name)} there, {value} here" for name, value in here.items() if there.get(name) != value
+        ]
+        if {name: tensor.shape for name, tensor in saved.trained.items()} != {
+            n: p.shape for n, p in self.trained.items()
+        }:
             counts = (count_parameters(tensors.values()) for tensors in (saved.trained, self.trained))
             odd.append("other parameters train ({:,} there, {:,} here)".format(*counts))
         if odd:

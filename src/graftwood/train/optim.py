@@ -43,4 +43,4 @@ def restore_optimiser(
     for name, tensor in tensors.items():
         parameter, _, key = name.rpartition("/")
         owner = trained[parameter]
-        optimiser.state[owner][key] = tensor.to(owner.device)  # the fused step counts on the device, too
+        optimiser.state[owner][key] = tensor.to(owner.device)  # the fused optimiser counts its steps there, too

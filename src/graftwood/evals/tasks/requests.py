@@ -1,6 +1,6 @@
 """Short requests to an assistant, each judged by program: does the model still do what it is told?
 
-The requests are Graftwood's own. They were chosen by kind, not by item, so that a small chat model follows most of them.
+The requests are Graftwood's own, of kinds of which a small chat model follows most: there must be something to lose.
 """
 
 from graftwood.evals.task import Item, Task, pocket
