@@ -27,6 +27,12 @@ def fill(target: Path, text: str) -> None:
         (work / "sub" / "a").write_text(text)
 
 
+def fill_until(target: Path, error: type[BaseException]) -> None:
+    with atomic_folder(target) as work:
+        (work / "a").write_text("half")
+        raise error
+
+
 def test_a_folder_appears_whole_and_alone(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "target"
     with atomic_folder(target) as work:
@@ -52,9 +58,7 @@ def test_a_failure_inside_leaves_what_was(tmp_path: Path, error: type[BaseExcept
     target = tmp_path / "target"
     for expected in ([], ["target"]):
         with pytest.raises(error):
-            with atomic_folder(target) as work:
-                (work / "a").write_text("half")
-                raise error
+            fill_until(target, error)
         assert names(tmp_path) == expected
         fill(target, "old")
     assert (target / "sub" / "a").read_text() == "old"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -155,7 +156,7 @@ def slow_predictions(examples: Sequence[Example]) -> list[tuple[int, int, int]]:
         for number, example in enumerate(examples)
         for offset, (index, counts) in enumerate(zip(example.ids, example.answer, strict=True))
     ]
-    neighbours = enumerate(zip(everywhere, everywhere[1:], strict=False))
+    neighbours = enumerate(pairwise(everywhere))
     return [(at, right[2], right[0]) for at, (left, right) in neighbours if left[0] == right[0] and right[3]]
 
 

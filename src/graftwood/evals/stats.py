@@ -38,7 +38,8 @@ class Pooled:
             return cls(data, np.ones(data.shape, dtype=np.float64))
         places = {unit: place for place, unit in enumerate(dict.fromkeys(units))}
         owner = np.array([places[unit] for unit in units], dtype=np.int64)
-        return cls(np.bincount(owner, weights=data), np.bincount(owner).astype(np.float64))
+        totals, counts = (np.bincount(owner, weights).astype(np.float64) for weights in (data, None))
+        return cls(totals, counts)
 
     @property
     def value(self) -> float:
@@ -58,11 +59,10 @@ class Pooled:
     def mean(self) -> Estimate:
         """The mean with its interval; fewer than two units give no interval. `n` counts units."""
         units = int(self.totals.size)
-        if units < 2:
-            value = self.value if units else None
-            return Estimate(
-                value=value, n=units, note=f"{units or 'no'} independent item{'s' * (not units)}: no interval"
-            )
+        if units == 0:
+            return Estimate(value=None, n=0, note="there are no items")
+        if units == 1:
+            return Estimate(value=self.value, n=1, note="one independent item gives no interval")
         return _estimate(self.value, self.resampled(), units)
 
 

@@ -26,9 +26,9 @@ _PREFIX = "base_model.model."
 # known or not, must be off.
 _PEFT_READ = frozenset(
     (
-        "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "init_lora_weights", "peft_type", "task_type",
-        "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "megatron_core",
-        "runtime_config", "qalora_group_size", "ensure_weight_tying", "loftq_config", "eva_config", "corda_config",
+        "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "init_lora_weights", "peft_type",
+        "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+        "megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying", "loftq_config", "eva_config", "corda_config",
         "lora_ga_config", "velora_config",
     )
 )  # fmt: skip

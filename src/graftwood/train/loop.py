@@ -182,7 +182,8 @@ class Trainer:
         if valid is not None and not math.isfinite(valid):
             raise NonFiniteLossError(
                 f"after step {self.progress.step}: validation loss {valid}, from "
-                f"{self._culprits(self._valid_examples)}; mend these rows and go on with --resume, or start again with a lower --lr"
+                f"{self._culprits(self._valid_examples)}; mend these rows and go on with --resume, or start again "
+                "with a lower --lr"
             )
         drift = self._gauge() if self._gauge is not None else None
         self.decoder.train()

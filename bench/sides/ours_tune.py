@@ -1,0 +1,97 @@
+"""Our side of the tuning benchmarks: the trainer's own step, as `graft tune` takes it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench import flops
+from bench.sides.turns import Turns
+from safetensors.torch import load_file
+
+from graftwood.base import open_base
+from graftwood.data.encode import Example
+from graftwood.data.rows import Row
+from graftwood.model.decoder import Decoder
+from graftwood.runtime import place, use_threads
+from graftwood.techniques.lora import LoRA
+from graftwood.train.loop import Plan, Trainer
+
+
+def trainer(decoder: Decoder, work: dict[str, Any]) -> Trainer:
+    """A trainer at step 0 over the work's rows."""
+    row = Row("completion")
+    examples = [Example(tuple(given["ids"]), tuple(given["answer"]), row) for given in work["rows"]]
+    plan = Plan(
+        learning_rate=work["learning_rate"],
+        weight_decay=0.0,
+        batch=work["batch"],
+        epochs=work["steps_a_turn"] * work["turns"] * work["batch"] / len(examples),
+        seed=work["seed"],
+        clip=work["clip"],
+        warmup_share=work["warmup"],
+        token_budget=work["token_budget"],
+        evaluations=1,
+        patience=1,
+        save_seconds=1e9,
+    )
+    decoder.train()
+    return Trainer(decoder, examples, [], plan, Path(work["folder"]))
+
+
+def sgemm_peak(size: int = 2048, repeats: int = 5) -> float:
+    """Operations a second of this machine's own float32 matrix product, the best of several."""
+    left, right, out = (torch.ones(size, size) for _ in range(3))
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        torch.mm(left, right, out=out)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def main() -> None:
+    """Load, warm up, train a number of steps a turn."""
+    turns = Turns()
+    work = turns.work
+    use_threads(work["threads"])
+    decoder = open_base(work["model"], place("cpu", "float32")).decoder
+    lora = LoRA(rank=work["rank"], alpha=work["alpha"])
+    lora.apply(decoder, work["seed"])
+    if "adapter" in work:
+        lora.load(decoder, load_file(work["adapter"]))
+    if work["warm_up"]:
+        trainer(decoder, work).step()
+    training = trainer(decoder, work)
+    measures_peak = work.get("sgemm_peak", False)
+
+    def turn() -> dict[str, Any]:
+        before = sgemm_peak() if measures_peak else None
+        steps = [training.step() for _ in range(work["steps_a_turn"])]
+        after = sgemm_peak() if measures_peak else None
+        lengths, answers = training_lengths(training, len(steps)), sum(step.answer_tokens for step in steps)
+        return {
+            "seconds": sum(step.seconds for step in steps),
+            "tokens": sum(step.tokens for step in steps),
+            "losses": [step.loss for step in steps],
+            "steps": [asdict(step) for step in steps],
+            "flops": flops.lora_training(decoder, lengths, answers, work["rank"]),
+            "sgemm_flops_a_second": None if before is None or after is None else max(before, after),
+        }
+
+    turns.ready("torch", "graftwood")
+    turns.serve(turn)
+
+
+def training_lengths(training: Trainer, steps: int) -> list[int]:
+    """Tokens of every document that the last `steps` steps read."""
+    done = training.progress.step
+    rows = [row for step in range(done - steps, done) for row in training.order.batch_rows(step)]
+    return [len(training.examples[row].ids) for row in rows]
+
+
+if __name__ == "__main__":
+    main()

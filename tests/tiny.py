@@ -1,0 +1,83 @@
+"""Tiny models, rows and plans for tests; all of them follow from a seed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from graftwood.data.encode import Example
+from graftwood.data.rows import Row
+from graftwood.model.architecture import ARCHITECTURES
+from graftwood.model.config import ModelConfig
+from graftwood.model.decoder import Decoder
+from graftwood.model.weights import save_tensors, to_files
+from graftwood.train.loop import Plan
+
+VOCABULARY = 320
+CONFIG = ModelConfig(
+    architecture="llama",
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_size=8,
+    feed_forward_size=48,
+    max_positions=128,
+    norm_eps=1e-5,
+    rope_theta=10_000.0,
+    init_std=0.2,
+)
+PLAN = Plan(
+    learning_rate=1e-2,
+    weight_decay=0.0,
+    batch=8,
+    epochs=1.0,
+    seed=0,
+    clip=1.0,
+    warmup_share=0.0,
+    token_budget=1024,
+    evaluations=4,
+    patience=3,
+    save_seconds=1000.0,
+)
+
+
+def decoder(seed: int = 0, **changes: object) -> Decoder:
+    """A frozen llama with random weights."""
+    made = Decoder(ARCHITECTURES.get("llama"), replace(CONFIG, **changes))
+    made.initialise(seed)
+    return made.requires_grad_(False)
+
+
+def model_folder(folder: Path, tokenizer_files: Callable[[Path], None], model: Decoder | None = None) -> Path:
+    """A whole model folder, with a tokenizer and a chat template."""
+    folder.mkdir(parents=True)
+    model = model or decoder()
+    save_tensors(to_files(model), folder)
+    (folder / "config.json").write_text(json.dumps(model.architecture.write(model.config)), encoding="utf-8")
+    tokenizer_files(folder)
+    return folder
+
+
+def example(ids: list[int], answer: list[bool], line: int = 1, file: str = "rows.jsonl") -> Example:
+    return Example(tuple(ids), tuple(answer), Row("completion", prompt="p", completion="c", file=file, line=line))
+
+
+def examples(count: int, seed: int = 0, file: str = "rows.jsonl") -> list[Example]:
+    """Rows of unequal length; the share of answer tokens differs widely between them."""
+    generator = random.Random(seed)
+    rows = []
+    for line in range(1, count + 1):
+        length = generator.randint(5, 20)
+        share = generator.choice((0.1, 0.5, 1.0))
+        answer = [generator.random() < share for _ in range(length - 1)] + [True]
+        rows.append(example([generator.randrange(3, 300) for _ in range(length)], answer, line, file))
+    return rows
+
+
+def plan(**changes: object) -> Plan:
+    return replace(PLAN, **changes)
