@@ -1,4 +1,4 @@
-"""What every benchmark shares: options, sides that take turns, a watch on the rest of the machine, records, the summary."""
+"""What benchmarks share: options, sides that take turns, a watch on the rest of the machine, records, the summary."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from graftwood.model.decoder import Decoder
 
 
 def lora_training(decoder: Decoder, documents: Sequence[int], answer_tokens: int, rank: int) -> int:
-    """Operations of one forward and backward pass over documents of these lengths, LoRA on all linears of the blocks."""
+    """Operations of one pass, forward and backward, over documents of these lengths, LoRA on all linears."""
     config = decoder.config
     first = f"{decoder.architecture.names.blocks}.0."
     reads_embedding = tuple(f"{name}_proj" for name in "qkv")

@@ -13,10 +13,10 @@ from typing import Any
 from bench import workload
 from bench.common import Figure, Side, finish, need, options, require_quiet_machine, run, say, take_turns
 
-DEFAULT = {"batch": 8, "sampling": "random", "flatten": False}
+DEFAULT: dict[str, Any] = {"batch": 8, "sampling": "random", "flatten": False}
 # All that can be set without writing code and that pays on a CPU. bfloat16 is emulated here, and compiling takes a
 # C++ compiler and minutes for every new length.
-BEST = {
+BEST: dict[str, dict[str, Any]] = {
     **{f"batches of {n} by length": {"batch": n, "sampling": "group_by_length", "flatten": False} for n in (4, 8, 16)},
     "8 rows without padding": {"batch": 8, "sampling": "random", "flatten": True},
 }
@@ -80,7 +80,7 @@ def main() -> int:
     work = workload.tuning(given.threads, chosen, given.rounds)
 
     choice, trials = "its defaults", {}
-    selected: dict[str, Any] = DEFAULT
+    selected = DEFAULT
     if given.kind == "best":
         trials = tried(given.peer_python, work)
         choice = max(trials, key=lambda name: speeds(trials[name])[0])

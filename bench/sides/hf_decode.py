@@ -25,7 +25,7 @@ def main() -> None:
     work = turns.work
     torch.set_num_threads(work["threads"])
     path = Path(work["gguf"])
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
 
     def seconds(prompts: list[list[int]], tokens: int) -> tuple[float, list[int]]:
         batch = padded(prompts)

@@ -19,7 +19,7 @@ def main() -> None:
 
     def turn() -> dict[str, Any]:
         started = time.perf_counter()
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         loaded = time.perf_counter() - started
         with torch.inference_mode():

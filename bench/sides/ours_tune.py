@@ -70,11 +70,13 @@ def main() -> None:
 
     def turn() -> dict[str, Any]:
         before = sgemm_peak() if measures_peak else None
+        started = time.perf_counter()
         steps = [training.step() for _ in range(work["steps_a_turn"])]
+        seconds = time.perf_counter() - started
         after = sgemm_peak() if measures_peak else None
         lengths, answers = training_lengths(training, len(steps)), sum(step.answer_tokens for step in steps)
         return {
-            "seconds": sum(step.seconds for step in steps),
+            "seconds": seconds,
             "tokens": sum(step.tokens for step in steps),
             "losses": [step.loss for step in steps],
             "steps": [asdict(step) for step in steps],

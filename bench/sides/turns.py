@@ -52,7 +52,7 @@ class Turns:
 def peak_bytes() -> int:
     """Highest resident memory of this process.
 
-    `getrusage` would hand down the peak of the parent that started it, so the process's own mark is read where there is one.
+    `getrusage` hands down the peak of the parent that started it, so the process's own mark is read where there is one.
     """
     try:
         with open("/proc/self/status", encoding="ascii") as handle:

@@ -50,7 +50,7 @@ def save_adapter(base: Base, technique: Technique, folder: Path) -> None:
 
 
 def load_adapter(base: Base, folder: Path) -> Technique:
-    """Put an adapter folder on a base whose parameters stay as they are.
+    """Put an adapter folder on a base, ready to be used: its own parameters stay as they are, its dropout is off.
 
     Raises: ConfigError for a type that is not read, or an adapter that was trained on another base.
     """
@@ -69,7 +69,7 @@ def load_adapter(base: Base, folder: Path) -> Technique:
     technique = LoRA.from_peft(config)
     technique.apply(base.decoder, seed=0)
     technique.load(base.decoder, load_tensors(folder / ADAPTER_WEIGHTS))
-    base.decoder.requires_grad_(False)
+    base.decoder.requires_grad_(False).eval()
     return technique
 
 

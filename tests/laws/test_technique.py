@@ -183,7 +183,7 @@ LORA = TECHNIQUES.get("lora")
         ({"rank": "many"}, ("rank='many'", "integer")),
         ({"alpha": float("inf")}, ("alpha=inf", "finite")),
         ({"dropout": 1.0, "targets": []}, ("dropout=1.0", "targets=[]", "at least 1 item")),
-        ({"targets": " , "}, ("targets=' , '", "at least 1 item")),
+        ({"targets": " , "}, ("targets=()", "at least 1 item")),
     ],
 )
 def test_bad_options_of_lora_are_named_together(options: dict[str, object], parts: tuple[str, ...]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from graftwood.evals import words
 from graftwood.evals.card import Estimate, Memory
 
-LEVELS = ("clean", "mild", "moderate", "severe")
+Level = Literal["clean", "mild", "moderate", "severe"]
+LEVELS: tuple[Level, ...] = ("clean", "mild", "moderate", "severe")
 COLOURS = {"clean": "#16a34a", "mild": "#ca8a04", "moderate": "#ea580c", "severe": "#dc2626", "unknown": "#94a3b8"}
 # Edges of the four bands of each gauge, best to worst; a value on an edge still belongs to the better band.
 RATIO = (1.0, 1.2, 1.5, 2.0, 3.0)
@@ -27,7 +29,7 @@ class Light:
     position: float | None
 
 
-def level(value: float, edges: tuple[float, ...]) -> str:
+def level(value: float, edges: tuple[float, ...]) -> Level:
     """The band of `edges` that `value` falls in."""
     return LEVELS[sum(value > edge for edge in edges[1:-1])]
 

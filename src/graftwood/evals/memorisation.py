@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from graftwood.evals import stats
 from graftwood.evals.card import Estimate, Memory
+from graftwood.evals.lights import LEVELS, MEMBERSHIP, RATIO, Level, level
 
 Losses = Sequence[tuple[float, int]]  # summed answer loss in nats, answer tokens
 
@@ -45,14 +46,11 @@ def memory(base_train: Losses, tuned_train: Losses, base_heldout: Losses, tuned_
     )
 
 
-def _verdict(ratio: Estimate, auc: Estimate) -> Literal["clean", "mild", "moderate", "severe", "unknown"]:
+def _verdict(ratio: Estimate, auc: Estimate) -> Level | Literal["unknown"]:
     """Grades of the loss ratio as in the retention literature (1.2, 1.5, 2), raised by a telling membership score."""
     if ratio.value is None or auc.value is None:
         return "unknown"
-    grade = sum(ratio.value > bound for bound in (1.2, 1.5, 2.0))
-    grade = max(grade, sum(auc.value > bound for bound in (0.65, 0.8, 0.95)))
-    grades: tuple[Literal["clean", "mild", "moderate", "severe"], ...] = ("clean", "mild", "moderate", "severe")
-    return grades[grade]
+    return max(level(ratio.value, RATIO), level(auc.value, MEMBERSHIP), key=LEVELS.index)
 
 
 def _loss_ratio(heldout: NDArray[np.float64], train: NDArray[np.float64]) -> float:

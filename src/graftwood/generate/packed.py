@@ -8,6 +8,7 @@ at 65504, so each matrix must pass a check before it is used; where one does not
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graftwood.model.decoder import Decoder
-from graftwood.model.layers import Linear, Packed, project
+from graftwood.model.layers import Linear, Packed, RMSNorm, project
 
 TOLERANCE = 2e-3
 _FLOAT16_MAX = torch.finfo(torch.float16).max
@@ -48,6 +49,8 @@ def decode_plan(decoder: Decoder) -> Decoder:
         for name, child in list(module.named_children()):
             if isinstance(child, Linear):
                 setattr(module, name, _Leader(child))
+            elif type(child) is RMSNorm and plan.compute_dtype == torch.float32:
+                setattr(module, name, _Norm(child))
     # Which linears share an input is known only to the blocks, so one token is sent through to find out.
     cache = plan.new_cache(rows=1, capacity=1)
     plan(torch.zeros(1, 1, dtype=torch.long, device=plan.device), documents=(1,), cache=cache)
@@ -81,26 +84,41 @@ class _Leader(Packed):
         return self.outputs(x, (self,))[0]
 
 
+class _Norm(nn.Module):
+    """RMSNorm in four operators of any kind where torch takes seven: `x / hypot(|x|, sqrt(C eps)) * sqrt(C) weight`."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        size = norm.weight.shape[0]
+        self.weight = nn.Parameter(norm.weight.float() * math.sqrt(size), requires_grad=False)
+        self.floor = nn.Parameter(norm.weight.new_tensor(math.sqrt(size * norm.eps)), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x / torch.hypot(length, self.floor)).mul_(self.weight)
+
+
 def _packed(linears: Sequence[Linear], x: Tensor) -> Product | None:
     """The linears as one float16 matrix, or None where that is impossible or not faithful."""
-    weights = [_whole(linear) for linear in linears]
-    if any(weight is None for weight in weights) or x.device.type != "cpu" or x.dtype != torch.float32:
+    weights = [weight for linear in linears if (weight := _whole(linear)) is not None]
+    if len(weights) < len(linears) or x.device.type != "cpu" or x.dtype != torch.float32:
         return None
-    weight = torch.cat([weight for weight in weights if weight is not None])
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     bias = _biases(linears)
-    if not weight.abs().max() <= _FLOAT16_MAX:
+    least, most = weight.aminmax()
+    if not -_FLOAT16_MAX <= least <= most <= _FLOAT16_MAX:
         return None
     try:
         prepared = torch.ops.quantized.linear_prepack_fp16(weight, bias)
         multiply = torch.ops.quantized.linear_dynamic_fp16.default
         if not _faithful(multiply, prepared, weight, bias):
             return None
-    except (AttributeError, RuntimeError, NotImplementedError):  # a torch, or a processor, without these operators
+    except (AttributeError, RuntimeError):  # a torch, or a processor, without these operators
         return None
     if len(linears) == 1:
         return lambda x: (multiply(x, prepared),)
     sizes = [linear.weight.shape[0] for linear in linears]
-    return lambda x: multiply(x, prepared).split(sizes, dim=-1)
+    return lambda x: torch.split_with_sizes(multiply(x, prepared), sizes, dim=-1)
 
 
 def _faithful(multiply: Callable[..., Tensor], prepared: object, weight: Tensor, bias: Tensor | None) -> bool:

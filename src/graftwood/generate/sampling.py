@@ -12,6 +12,9 @@ from torch import Tensor
 
 from graftwood.errors import ConfigError
 
+# Sorting a whole vocabulary takes as long as a decode step; the mass is nearly always within the first of it.
+_CANDIDATES = 1024
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -19,8 +22,8 @@ class Sampling:
 
     Of the tokens, `top_k` keeps the most probable so many (0: all), `top_p` the fewest that reach that mass, `min_p`
     those at least that share of the most probable one. `repetition_penalty` divides positive logits of tokens seen and
-    multiplies negative ones. Units: `max_tokens` in tokens, `stop` are texts. Raises: ConfigError listing all that is out
-    of range.
+    multiplies negative ones. Units: `max_tokens` in tokens, `stop` are texts. Raises: ConfigError listing all that is
+    out of range.
     """
 
     temperature: float = 0.0
@@ -85,10 +88,16 @@ def _penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 def _nucleus(logits: Tensor, mass: float) -> Tensor:
     """Drop what comes after the tokens that reach `mass`. Source: Holtzman et al. 2019, arXiv 1904.09751, eq. 2."""
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    probabilities = ordered.softmax(-1)
-    late = probabilities.cumsum(-1) - probabilities >= mass
-    return logits.masked_fill(torch.zeros_like(late).scatter(-1, order, late), -torch.inf)
+    total = logits.logsumexp(-1, keepdim=True)
+    candidates = _CANDIDATES
+    while True:
+        ordered, order = logits.topk(min(candidates, logits.shape[-1]))
+        probabilities = (ordered - total).exp()
+        late = probabilities.cumsum(-1) - probabilities >= mass
+        if candidates >= logits.shape[-1] or late[:, -1].all():
+            dropped = torch.ones_like(logits, dtype=torch.bool).scatter(-1, order, late)
+            return logits.masked_fill(dropped, -torch.inf)
+        candidates = logits.shape[-1]
 
 
 def _draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

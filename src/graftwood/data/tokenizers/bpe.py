@@ -27,7 +27,6 @@ _LLAMA3 = (
 )
 _PRE: dict[str, Sequence[Any]] = {
     "gpt-2": _GPT2,
-    "default": _GPT2,
     "smollm": _SMOLLM,
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
@@ -127,11 +126,12 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
     Raises: ModelError for a tokenizer model or pre-tokenizer that is not known here.
     """
-    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if kind != "gpt2":
         raise ModelError(f"tokenizer model {kind!r} of a GGUF file cannot be rebuilt; use the model's folder")
     if pre not in _PRE:
-        raise ModelError(f"pre-tokenizer {pre!r} of a GGUF file is not known; known: {', '.join(sorted(_PRE))}")
+        known = ", ".join(sorted(_PRE))
+        raise ModelError(f"pre-tokenizer {pre!r} of a GGUF file is not known; known: {known}; use the model's folder")
     try:
         tokens, types, pairs = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges"))
     except KeyError as error:

@@ -1,0 +1,242 @@
+"""The command line as its users meet it: exit codes, one line for an error, JSON for programs, other tools' names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import graftwood
+from graftwood.cli import app, guarded
+from graftwood.errors import ConfigError
+from graftwood.flags import ALIASES, assignments, normal
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command left: its exit code, its data and its messages."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of a user's error; a traceback or a second line would fail here."""
+        (line,) = self.err.splitlines()
+        assert line.startswith("graft: ")
+        return line.removeprefix("graft: ")
+
+
+Graft = Callable[..., Said]
+
+
+@pytest.fixture
+def graft(capsys: pytest.CaptureFixture[str]) -> Graft:
+    """`graft("show", "runs/x")`: the command in this process, as `main` runs it."""
+
+    def call(*words: object) -> Said:
+        capsys.readouterr()
+        code = guarded(lambda: app([normal(str(word)) for word in words], standalone_mode=False))
+        captured = capsys.readouterr()
+        return Said(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A small data file."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "one", "completion": "two"}\n', encoding="utf-8")
+    return path
+
+
+def test_version(graft: Graft) -> None:
+    assert graft("--version") == Said(0, f"{graftwood.__version__}\n", "")
+
+
+def test_help_names_every_verb(graft: Graft) -> None:
+    said = graft("--help")
+    assert said.code == 0
+    for verb in ("tune", "generate", "chat", "export", "merge", "show", "models", "cache", "techniques"):
+        assert f"  {verb} " in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("tune", "--learning-rat", "1"), "--learning-rat"),
+        (("tune", "--lr", "fast"), "--lr"),
+        (("merge", "somewhere"), "--out"),
+        (("tuna",), "tuna"),
+    ],
+)
+def test_a_wrong_word_is_one_line_and_exit_code_2(graft: Graft, words: tuple[str, ...], hint: str) -> None:
+    said = graft(*words)
+    assert (said.code, said.out) == (2, "")
+    assert hint in said.error
+
+
+def test_no_data(graft: Graft) -> None:
+    said = graft("tune")
+    assert said.code == 2
+    assert "data is missing" in said.error
+    assert "--data" in said.error
+
+
+def test_bounds_are_said_with_the_value(graft: Graft, rows: Path) -> None:
+    said = graft("tune", "--data", rows, "--batch", 0, "--lr", -1)
+    assert said.code == 2
+    assert "batch=0" in said.error
+    assert "lr=-1" in said.error  # all of them at once
+
+
+def test_a_run_file_that_is_not_there(graft: Graft, tmp_path: Path) -> None:
+    said = graft("tune", tmp_path / "run.toml")
+    assert said.code == 2
+    assert f"there is no run file {tmp_path / 'run.toml'}" in said.error
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("data = ", "not valid TOML"),
+        ('data = "rows.jsonl"\nepoch = 2', "Did you mean 'epochs'"),
+        ('data = "rows.jsonl"\nbatch = "many"', "batch='many'"),
+        ('data = "rows.jsonl"\noptions = 3', "options"),
+    ],
+)
+def test_a_bad_run_file_names_itself_and_the_key(graft: Graft, tmp_path: Path, text: str, hint: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    said = graft("tune", path)
+    assert said.code == 2
+    assert str(path) in said.error
+    assert hint in said.error
+
+
+def test_an_unknown_technique_names_its_neighbours(graft: Graft, rows: Path, tiny_hf_folder: Path) -> None:
+    said = graft("tune", "--data", rows, "--model", tiny_hf_folder, "--technique", "lroa")
+    assert said.code == 2
+    assert "unknown technique 'lroa'. Did you mean 'lora'?" in said.error
+
+
+def test_an_option_the_technique_lacks_names_those_it_has(graft: Graft, rows: Path, tiny_hf_folder: Path) -> None:
+    said = graft("tune", "--data", rows, "--model", tiny_hf_folder, "--set", "rnak=4")
+    assert said.code == 2
+    assert "Did you mean 'rank'" in said.error
+
+
+def test_a_model_that_is_not_there(graft: Graft, tmp_path: Path) -> None:
+    said = graft("generate", "--model", tmp_path / "nowhere", "hello")
+    assert said.code == 2
+    assert "no model" in said.error
+    assert "smollm2-135m" in said.error
+
+
+def test_other_tools_names_are_understood() -> None:
+    assert normal("--learning_rate") == "--lr"
+    assert normal("--learning_rate=1e-4") == "--lr=1e-4"
+    assert normal("--lora-r") == "--rank"
+    assert normal("--max_seq_length=8") == "--max-length=8"
+    assert normal("--token_budget") == "--token-budget"
+    # Only names change: values and words keep their underscores.
+    assert normal("q_proj") == "q_proj"
+    assert normal("--targets=q_proj") == "--targets=q_proj"
+    assert not set(ALIASES) & set(ALIASES.values())
+
+
+def test_other_tools_names_reach_the_run(graft: Graft, rows: Path, tiny_hf_folder: Path) -> None:
+    more = ("--data", rows, "--model", tiny_hf_folder)
+    assert "lr=-1" in graft("tune", *more, "--learning_rate", -1).error
+    assert "rank=0" in graft("tune", *more, "--lora-r", 0).error
+    assert "'nothing'" in graft("tune", *more, "--target_modules=nothing", "--held-out", 0).err
+
+
+def test_set_reads_json_where_it_is_json() -> None:
+    assert assignments(["rank=4", "rslora=true", "targets=q_proj", "x=[1, 2]"]) == {
+        "rank": 4,
+        "rslora": True,
+        "targets": "q_proj",
+        "x": [1, 2],
+    }
+    with pytest.raises(ConfigError, match="'rank' is not key=value"):
+        assignments(["rank"])
+
+
+def test_show_of_a_foreign_folder(graft: Graft, tmp_path: Path) -> None:
+    said = graft("show", tmp_path)
+    assert (said.code, said.out) == (2, "")
+    assert f"no report in {tmp_path}" in said.error
+    (tmp_path / "report.json").write_text('{"version": 99}', encoding="utf-8")
+    assert "not a report card of this version" in graft("show", tmp_path).error
+
+
+def test_models_and_cache_of_an_empty_home(graft: Graft, home: Path) -> None:
+    assert "smollm2-135m" in graft("models").out
+    known = json.loads(graft("models", "--json").out)
+    assert [model["name"] for model in known["known"]] == ["smollm2-135m"]
+    assert known["cached"] == []
+    assert graft("cache") == Said(0, "", f"cache folder {home}\n")
+    assert json.loads(graft("cache", "--json").out) == {"home": str(home), "entries": []}
+    assert graft("cache", "--clean").err.endswith("deleted 0 entries\n")
+
+
+def test_cache_deletes_what_is_named_and_nothing_else(graft: Graft, home: Path) -> None:
+    for name in ("one", "two"):
+        (home / "models" / name).mkdir(parents=True)
+        (home / "models" / name / "file").write_bytes(b"12345")
+    listed = json.loads(graft("cache", "--json").out)["entries"]
+    assert [(entry["name"], entry["bytes"]) for entry in listed] == [("models/one", 5), ("models/two", 5)]
+    assert "Did you mean" in graft("cache", "models/won", "--clean").error
+    assert graft("cache", "models/one", "--clean").code == 0
+    assert [path.name for path in (home / "models").iterdir()] == ["two"]
+
+
+def test_techniques_lists_options_and_sources(graft: Graft) -> None:
+    rows = {row["name"]: row for row in json.loads(graft("techniques", "--json").out)}
+    assert rows["lora"]["options"]["rank"] == 16
+    assert rows["full"]["options"] == {}
+    assert all(row["source"] and row["learning_rate"] > 0 for row in rows.values())
+    assert "rank=16" in graft("techniques").out
+
+
+def test_export_refuses_a_folder_that_is_in_use(graft: Graft, tmp_path: Path, tiny_hf_folder: Path) -> None:
+    said = graft("export", tiny_hf_folder, "--out", tmp_path)
+    assert said.code == 2
+    assert "is not empty" in said.error
+
+
+def test_generate_reads_prompts_and_writes_json_lines(graft: Graft, tmp_path: Path, tiny_hf_folder: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "the"}\n{"messages": [{"role": "user", "content": "that"}]}\n', encoding="utf-8")
+    said = graft("generate", "--model", tiny_hf_folder, "--file", prompts, "-n", 3, "--json")
+    answers = [json.loads(line) for line in said.out.splitlines()]
+    assert [answer["prompt"] for answer in answers] == ["the", "that"]
+    assert all(answer["tokens"] <= 3 and answer["finish"] in ("stop", "length") for answer in answers)
+    prompts.write_text("{}\n", encoding="utf-8")
+    assert f"{prompts}:1" in graft("generate", "--model", tiny_hf_folder, "--file", prompts).error
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        guarded(broken)
+
+
+def test_the_program_itself() -> None:
+    """Through the entry point and a process of its own: what `pip install` puts on the path."""
+    command = [sys.executable, "-c", "from graftwood.cli import main; main()", "show", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "graft: no report in nowhere: report.json is missing. Give the folder of a finished run."
+    ]
