@@ -44,7 +44,7 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of corpora and tasks that lies beside a checkout in our own workplace."""
+    """The folder of corpora and tasks that lies beside a checkout , where it is at hand."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here; it holds the corpora and tasks this test reads")

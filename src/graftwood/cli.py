@@ -55,20 +55,19 @@ app = typer.Typer(
 def _tune(**given: Any) -> None:
     from graftwood.config import resolve
     from graftwood.progress import Display
-    from graftwood.run import dry_run, load, run
+    from graftwood.run import dry_run, run
 
     file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
     options = assignments(given.pop("set_"))
     options |= {key: value for key in TECHNIQUE_FLAGS if (value := given.pop(key)) is not None}
     config = resolve(file, given | ({"options": options} if options else {}))
     display = Display()
-    model = load(config.model, device=config.device, dtype=config.dtype)
     if dry:
-        expected = dry_run(config, model, display)
+        expected = dry_run(config, display)
         if as_json:
             _print_json(vars(expected))
         return
-    done = run(config, model, display, resume)
+    done = run(config, display, resume)
     if as_json:
         _print_json(done.report.model_dump())
     else:

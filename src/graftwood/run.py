@@ -21,7 +21,7 @@ from graftwood.progress import Display
 from graftwood.runtime import place
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast
-from graftwood.tuning import execute, prepare, preview, run_folder
+from graftwood.tuning import draft, execute, prepare, preview, run_folder
 
 
 @dataclass
@@ -143,20 +143,22 @@ def tune(
     config = resolve(None, known | {"model": name, "data": str(data) if rows is None else "rows"})
     if isinstance(model, Model) and model.technique is not None:
         raise ConfigError("the model already carries an adapter; call model.merge() first, or load the base anew")
-    opened = model if isinstance(model, Model) else load(model, device=config.device, dtype=config.dtype)
-    return run(config, opened, Display(quiet), resume=resume, rows=rows)
+    opened = model if isinstance(model, Model) else None
+    return run(config, Display(quiet), resume, opened, rows)
 
 
 def run(
     config: RunConfig,
-    model: Model,
     display: Display,
     resume: bool = False,
+    model: Model | None = None,
     rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> Run:
-    """One run from a resolved configuration."""
+    """One run from a resolved configuration; what can be checked without the model is checked before it is opened."""
     out = run_folder(config, resume)
-    job = prepare(config, model.base, display, rows)
+    drafted = draft(config, rows)
+    model = model or load(config.model, device=config.device, dtype=config.dtype)
+    job = prepare(drafted, model.base, display)
     preview(job, display)
     card = execute(job, out, display, resume)
     if job.technique.writes_base:
@@ -167,9 +169,11 @@ def run(
     return Run(out, card, model)
 
 
-def dry_run(config: RunConfig, model: Model, display: Display) -> Forecast:
+def dry_run(config: RunConfig, display: Display) -> Forecast:
     """What a run would do and take, without doing it."""
-    return preview(prepare(config, model.base, display), display)
+    drafted = draft(config)
+    model = load(config.model, device=config.device, dtype=config.dtype)
+    return preview(prepare(drafted, model.base, display), display)
 
 
 def _run_parts(model: str) -> tuple[str, Path | None]:

@@ -85,25 +85,39 @@ def choose(config: RunConfig) -> tuple[Technique, Plan, dict[str, str]]:
     return technique, plan, reasons
 
 
-def prepare(config: RunConfig, base: Base, display: Display, data: Source | None = None) -> Job:
-    """Read and check the rows, say what they are, and put the technique on the base.
+@dataclass(frozen=True)
+class Draft:
+    """A run as far as it can be checked before any weight is loaded."""
 
-    Raises: DataError for bad rows, ConfigError for options that do not fit the base.
+    config: RunConfig
+    technique: Technique
+    plan: Plan
+    reasons: dict[str, str]
+    splits: Splits
+
+
+def draft(config: RunConfig, data: Source | None = None) -> Draft:
+    """Choose the technique and read the rows.
+
+    Raises: ConfigError for an unknown technique or option, DataError for bad rows.
     """
     technique, plan, reasons = choose(config)
-    source = data if data is not None else Path(config.data)
-    splits = load_splits(
-        source,
-        Path(config.valid) if config.valid else None,
-        Path(config.test) if config.test else None,
-        config.held_out,
-        config.seed,
-    )
+    valid, test = (Path(path) if path else None for path in (config.valid, config.test))
+    splits = load_splits(data if data is not None else Path(config.data), valid, test, config.held_out, config.seed)
+    return Draft(config, technique, plan, reasons, splits)
+
+
+def prepare(drafted: Draft, base: Base, display: Display) -> Job:
+    """Encode the rows, say what they are, and put the technique on the base.
+
+    Raises: DataError for rows that do not fit the model, ConfigError for options that do not fit the base.
+    """
+    config, technique, splits = drafted.config, drafted.technique, drafted.splits
     encoder = base.encoder(config.max_length)
     train, valid, test = (encode_rows(encoder, rows) for rows in (splits.train, splits.valid, splits.test))
     technique.apply(base.decoder, config.seed)
     warnings = _describe(display, splits, train, [*valid, *test], encoder.max_length)
-    return Job(config, base, technique, plan, reasons, splits, train, valid, test, warnings)
+    return Job(config, base, technique, drafted.plan, drafted.reasons, splits, train, valid, test, warnings)
 
 
 def _describe(
@@ -114,6 +128,8 @@ def _describe(
         f"data: {len(splits.train)} training, {len(splits.valid)} validation, {len(splits.test)} test rows "
         f"({splits.shape}); {splits.rule}"
     )
+    if splits.extras:
+        display.say(f"not read: {', '.join(splits.extras)}")
     display.say(f"training rows hold {tokens:,} tokens, {counted:,} of them answers")
     warnings = []
     cut = [example for example in (*train, *heldout) if example.cut]

@@ -23,9 +23,11 @@ from graftwood.config import RunConfig
 from graftwood.evals.retention import Probe, score_probe
 from graftwood.progress import Display
 from graftwood.runtime import Place
-from graftwood.tuning import Job, _train, prepare
+from graftwood.tuning import Job, _train, draft, prepare
 
-ROWS = [{"prompt": f"what is {n} and {n}", "completion": f"the answer is {'here ' * (n % 5)}{2 * n}"} for n in range(40)]
+ROWS = [
+    {"prompt": f"what is {n} and {n}", "completion": f"the answer is {'here ' * (n % 5)}{2 * n}"} for n in range(40)
+]
 KILLS = 8
 
 
@@ -36,7 +38,7 @@ def ready(folder: Path) -> tuple[Job, Probe]:
         data="rows", model=str(folder), lr=0.01, batch=4, epochs=3.0, save_seconds=1e-9, evaluations=9, options=options
     )
     base = open_base(str(folder), Place(torch.device("cpu"), torch.float32))
-    job = prepare(config, base, Display(quiet=True), ROWS)
+    job = prepare(draft(config, ROWS), base, Display(quiet=True))
     ids = torch.randint(0, 320, (6, 16), generator=torch.Generator().manual_seed(0))
     return job, score_probe(base.decoder, ids)
 
@@ -76,11 +78,13 @@ def main(folder: Path, runs: Path) -> None:
     kills = middle = 0
     for number in range(KILLS):
         pid = child(job, probe, runs / "killed")
-        time.sleep(random.Random(number).uniform(0.05, 0.4) * whole)
+        time.sleep(random.Random(number).uniform(0.03, 0.25) * whole)
         os.kill(pid, signal.SIGKILL)
         kills += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
         found = step_folders(runs / "killed" / "checkpoints")
-        middle += bool(found) and 0 < int(found[-1].name[5:]) and load_step(found[-1]).state["progress"]["ended"] is None
+        middle += (
+            bool(found) and 0 < int(found[-1].name[5:]) and load_step(found[-1]).state["progress"]["ended"] is None
+        )
     status = os.waitpid(child(job, probe, runs / "killed"), 0)[1]
     assert os.waitstatus_to_exitcode(status) == 0
     result = {"whole": left(runs / "whole"), "killed": left(runs / "killed")}

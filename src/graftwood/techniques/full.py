@@ -19,11 +19,8 @@ class Full(Technique):
     name: ClassVar[str] = "full"
     title: ClassVar[str] = "full fine-tuning"
     source: ClassVar[str] = "the baseline of every comparison"
-    learning_rate: ClassVar[float] = 5e-5
-    learning_rate_reason: ClassVar[str] = (
-        "2.5 times TRL's 2e-5 for 7B models: small models take larger steps, and 5e-5 learned as much with less drift "
-        "than 2e-4 on the 135M base (docs/log.md)"
-    )
+    learning_rate: ClassVar[float] = 2e-5
+    learning_rate_reason: ClassVar[str] = "TRL's default for supervised tuning; larger steps forget more"
     writes_base: ClassVar[bool] = True
 
     def apply(self, decoder: Decoder, seed: int) -> None:

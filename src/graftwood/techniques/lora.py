@@ -67,7 +67,7 @@ class LoRA(Technique):
     name: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
     source: ClassVar[str] = "Hu et al. 2021, arXiv 2106.09685"
-    learning_rate: ClassVar[float] = 5e-4
+    learning_rate: ClassVar[float] = 2e-4
     learning_rate_reason: ClassVar[str] = (
         "ten times the full rate (LoRA Without Regret, Thinking Machines 2025; TRL's PEFT guide says the same)"
     )

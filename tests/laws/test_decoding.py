@@ -1,0 +1,109 @@
+"""Every registered architecture continues from a cache as if it had read everything at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from graftwood.generate.packed import decode_plan
+from graftwood.model.architecture import ARCHITECTURES
+from graftwood.model.attention import KVCache
+from graftwood.model.config import ModelConfig, RopeScaling
+from graftwood.model.decoder import Decoder
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grouped heads": {},
+    "a key for every query": {"kv_heads": 4},
+    "one key for all": {"kv_heads": 1},
+    "untied head": {"tied_head": False},
+    "biases": {"attention_bias": True, "feed_forward_bias": True},
+    "llama3 rope": {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 64), "rope_theta": 500_000.0},
+}
+LENGTHS = (5, 1, 11)
+architectures = pytest.mark.parametrize("name", ARCHITECTURES.names())
+variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+TinyConfig = Callable[..., ModelConfig]
+
+
+def decoder_of(config: ModelConfig) -> Decoder:
+    architecture = ARCHITECTURES.get(config.architecture)
+    if architecture.read(architecture.write(config)) != config:
+        pytest.skip(f"{architecture.name} has no such variant")
+    decoder = Decoder(architecture, replace(config, init_std=0.2))
+    decoder.initialise(seed=0)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.ndim == 1:  # gains and biases that are not one and zero
+                parameter.add_(torch.linspace(-0.3, 0.3, len(parameter)))
+    return decoder.requires_grad_(False)
+
+
+def texts(count: int, tokens: int = 24) -> Tensor:
+    return torch.randint(0, 320, (count, tokens), generator=torch.Generator().manual_seed(0))
+
+
+def started(decoder: Decoder, ids: Tensor, rows: int = 3) -> tuple[KVCache, Tensor]:
+    """A cache with the first `LENGTHS` tokens of each row, and the logits they gave, end to end."""
+    cache = decoder.new_cache(rows, capacity=ids.shape[1])
+    prompts = torch.cat([row[:length] for row, length in zip(ids, LENGTHS, strict=True)])
+    return cache, decoder(prompts.unsqueeze(0), documents=LENGTHS, cache=cache)[0]
+
+
+@architectures
+@variants
+def test_rows_of_unequal_length_continue_as_if_read_at_once(
+    name: str, changes: dict[str, Any], tiny_config: TinyConfig
+) -> None:
+    decoder, ids = decoder_of(tiny_config(name, **changes)), texts(3)
+    expected = decoder(ids)
+    cache, prompted = started(decoder, ids)
+    read = [expected[row, :length] for row, length in enumerate(LENGTHS)]
+    torch.testing.assert_close(prompted, torch.cat(read), rtol=1e-4, atol=1e-4)
+    for step in range(ids.shape[1] - max(LENGTHS)):
+        places = [length + step for length in LENGTHS]
+        found = decoder(ids[range(3), places].unsqueeze(1), cache=cache)[:, 0]
+        torch.testing.assert_close(found, expected[range(3), places], rtol=1e-4, atol=1e-4)
+    assert cache.lengths == [length + ids.shape[1] - max(LENGTHS) for length in LENGTHS]
+
+
+@architectures
+@pytest.mark.parametrize("tokens", [2, 7])
+def test_several_tokens_at_once_continue_too(name: str, tokens: int, tiny_config: TinyConfig) -> None:
+    decoder, ids = decoder_of(tiny_config(name)), texts(3)
+    cache, _ = started(decoder, ids)
+    part = torch.stack([row[length : length + tokens] for row, length in zip(ids, LENGTHS, strict=True)])
+    found, expected = decoder(part, cache=cache), decoder(ids)
+    for row, length in enumerate(LENGTHS):
+        torch.testing.assert_close(found[row], expected[row, length : length + tokens], rtol=1e-4, atol=1e-4)
+
+
+@architectures
+def test_rows_leave_and_others_take_their_place(name: str, tiny_config: TinyConfig) -> None:
+    decoder, ids = decoder_of(tiny_config(name)), texts(4)
+    expected = decoder(ids)
+    cache, _ = started(decoder, ids[:3])
+    cache.keep([2, 1])
+    decoder(ids[3:, :4], documents=(4,), cache=cache)
+    owners, places = [2, 1, 3], [11, 1, 4]
+    assert cache.lengths == places
+    found = decoder(ids[owners, places].unsqueeze(1), cache=cache)[:, 0]
+    torch.testing.assert_close(found, expected[owners, places], rtol=1e-4, atol=1e-4)
+
+
+@architectures
+@variants
+def test_a_decode_plan_says_what_its_decoder_says(name: str, changes: dict[str, Any], tiny_config: TinyConfig) -> None:
+    decoder, ids = decoder_of(tiny_config(name, **changes)), texts(3)
+    plan = decode_plan(decoder)
+    with torch.inference_mode():
+        cache, _ = started(decoder, ids)
+        last = ids[range(3), list(LENGTHS)].unsqueeze(1)
+        found = plan(last, cache=cache)[:, 0]
+        expected = decoder(ids)[range(3), list(LENGTHS)]
+    assert (found - expected).norm() / expected.norm() < 2e-3
+    assert not torch.equal(found, expected), "nothing was packed"

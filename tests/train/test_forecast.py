@@ -1,0 +1,61 @@
+"""The forecast: what it counts is what the run then does, and nothing is different afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from graftwood.data.batch import Order
+from graftwood.model.decoder import count_parameters
+from graftwood.technique import TECHNIQUES
+from graftwood.train.forecast import forecast
+from graftwood.train.loop import Stepped, Trainer
+
+techniques = pytest.mark.parametrize("name", TECHNIQUES.names())
+
+
+@techniques
+def test_it_leaves_the_model_as_it_was(name: str) -> None:
+    decoder = tiny.decoder()
+    TECHNIQUES.get(name).parse({}).apply(decoder, seed=0)
+    before = {path: parameter.detach().clone() for path, parameter in decoder.named_parameters()}
+    trained = set(decoder.trained())
+    forecast(decoder, tiny.examples(20), tiny.examples(5), tiny.plan())
+    assert all(torch.equal(parameter, before[path]) for path, parameter in decoder.named_parameters())
+    assert all(parameter.grad is None for parameter in decoder.parameters())
+    assert set(decoder.trained()) == trained
+
+
+@techniques
+@pytest.mark.parametrize("epochs", [1.0, 2.0])
+def test_its_counts_are_those_of_the_run(name: str, epochs: float, tmp_path: Path) -> None:
+    decoder, rows = tiny.decoder(), tiny.examples(20)
+    TECHNIQUES.get(name).parse({}).apply(decoder, seed=0)
+    plan = tiny.plan(epochs=epochs, batch=6)
+    expected = forecast(decoder, rows, [], plan)
+    made = Trainer(decoder, rows, [], plan, tmp_path)
+    steps = [event for event in made.run() if isinstance(event, Stepped)]
+    assert expected.steps == len(steps)
+    assert expected.tokens == sum(step.tokens for step in steps)
+    assert expected.trained_parameters == count_parameters(made.trained.values())
+
+
+def test_part_of_an_epoch_reads_part_of_the_tokens() -> None:
+    rows, plan = tiny.examples(40), tiny.plan(epochs=0.5)
+    decoder = tiny.decoder().requires_grad_(True)
+    expected = forecast(decoder, rows, rows[:4], plan)
+    assert expected.steps == Order(40, 8, 0.5, 0).steps == 2
+    assert expected.tokens == round(sum(len(row.ids) for row in rows) * 2 / 5)
+
+
+def test_times_add_up_and_memory_holds_the_moments() -> None:
+    decoder = tiny.decoder().requires_grad_(True)
+    expected = forecast(decoder, tiny.examples(20), tiny.examples(5), tiny.plan())
+    assert expected.train_seconds == pytest.approx(expected.tokens / expected.tokens_per_second)
+    assert expected.valid_seconds > 0
+    assert expected.seconds == expected.train_seconds + expected.valid_seconds
+    assert expected.memory_bytes > 8 * expected.trained_parameters
+    assert forecast(decoder, tiny.examples(20), [], tiny.plan()).valid_seconds == 0
