@@ -69,12 +69,16 @@ class Held(TrainerCallback):
 def load(work: dict[str, Any]) -> tuple[Any, Any]:
     """The LoRA model and the tokenizer, from the GGUF file."""
     path = Path(work["gguf"])
-    base = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
-    )
+    read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    # Its weights are plain float32 now, but Trainer refuses a model that says it was read from a GGUF file.
+    config = read.config
+    del config.quantization_config
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    base.load_state_dict(read.state_dict())
+    del read
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    config = LoraConfig(r=work["rank"], lora_alpha=work["alpha"], target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(base, config)
+    lora = LoraConfig(r=work["rank"], lora_alpha=work["alpha"], target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(base, lora)
     if "adapter" in work:
         set_peft_model_state_dict(model, load_file(work["adapter"]))
     return model, tokenizer

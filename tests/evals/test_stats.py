@@ -34,13 +34,13 @@ def test_intervals_of_a_kept_share_hold_the_truth() -> None:
     """Two skills, base right at 70% and 60% of the items, a tenth of what was right is lost: 90% of the sum is left."""
     generator = np.random.default_rng(1)
     held = 0
-    for _ in range(300):
-        base = [(generator.random(120) < share).astype(float) for share in (0.7, 0.6)]
-        tuned = [b * (generator.random(120) < 0.9) for b in base]
-        found = ratio_of_sums(tuned, base, [0.0, 0.0], [range(120)] * 2)
+    for _ in range(200):
+        base = [(generator.random(60) < share).astype(float) for share in (0.7, 0.6)]
+        tuned = [b * (generator.random(60) < 0.9) for b in base]
+        found = ratio_of_sums(tuned, base, [0.0, 0.0], [range(60)] * 2)
         assert found.low is not None and found.high is not None
         held += found.low <= 0.9 <= found.high
-    assert 0.90 <= held / 300 <= 0.98
+    assert 0.90 <= held / 200 <= 0.98
 
 
 def test_nothing_and_one_thing_have_no_interval() -> None:
@@ -71,7 +71,6 @@ def test_a_mean_is_the_mean_and_lies_in_its_interval(values: list[float], data: 
 def test_an_interval_is_a_property_of_the_data() -> None:
     values = list(np.random.default_rng(2).normal(size=40))
     assert mean(values) == mean(values)
-    assert mean(values).low != mean(values[::-1]).low or mean(values) == mean(values[::-1])
 
 
 @given(scores, scores)

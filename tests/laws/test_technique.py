@@ -172,6 +172,14 @@ def test_an_unknown_option_is_an_error(name: str) -> None:
         TECHNIQUES.get(name).parse({"learnign": 1})
 
 
+@techniques
+@pytest.mark.parametrize("training", [True, False])
+def test_the_decoders_mode_stays(name: str, training: bool, base: Decoder) -> None:
+    base.train(training)
+    put(name, base)
+    assert {module.training for module in base.modules()} == {training}
+
+
 LORA = TECHNIQUES.get("lora")
 
 

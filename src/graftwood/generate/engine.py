@@ -151,8 +151,6 @@ class _Batch:
         self._reader, self._plan, self._eos, self._sampling = reader, plan, eos, sampling
         with torch.inference_mode():
             self._cache = plan.new_cache(rows, capacity)
-            penalty = sampling.repetition_penalty != 1
-            self._seen = torch.zeros(rows, plan.config.vocab_size, dtype=torch.bool) if penalty else None
 
     @property
     def room(self) -> int:
@@ -170,8 +168,7 @@ class _Batch:
             hidden.append(self._read(joining))
             self.rows += joining
         logits = self._plan.logits(torch.cat(hidden))
-        generators = [row.generator for row in self.rows]
-        chosen = choose(logits, self._sampling, generators, self._marks(joining))
+        chosen = choose(logits, self._sampling, [row.generator for row in self.rows], self._seen())
         for row, index in zip(self.rows, chosen.tolist(), strict=True):
             row.take(index, self._eos)
         self._keep_growing()
@@ -183,14 +180,14 @@ class _Batch:
         ends = self._tensor(lengths).cumsum(0) - 1
         return self._reader.hidden(ids, documents=lengths, cache=self._cache)[0, ends]
 
-    def _marks(self, joining: Sequence[_Row]) -> Tensor | None:
-        """Which tokens each row has seen, [B, V]."""
-        if self._seen is None:
+    def _seen(self) -> Tensor | None:
+        """Which tokens the repetition penalty is for, [B, V]."""
+        if self._sampling.repetition_penalty == 1:
             return None
-        old = len(self.rows) - len(joining)
+        seen = torch.zeros(len(self.rows), self._plan.config.vocab_size, dtype=torch.bool, device=self._plan.device)
         for place, row in enumerate(self.rows):
-            self._seen[place, [*row.prompt, *row.ids] if place >= old else row.ids[-1:]] = True
-        return self._seen[: len(self.rows)]
+            seen[place, [*row.prompt, *row.ids]] = True
+        return seen
 
     def _keep_growing(self) -> None:
         count = sum(row.finish is None for row in self.rows)
@@ -201,9 +198,6 @@ class _Batch:
         order = [place if self.rows[place].finish is None else late.pop() for place in range(count)]
         self._cache.keep(order)
         self.rows = [self.rows[place] for place in order]
-        if self._seen is not None:
-            self._seen[:count] = self._seen[order]
-            self._seen[count:] = False
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
         return torch.tensor(values, device=self._plan.device)

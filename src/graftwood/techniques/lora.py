@@ -101,7 +101,8 @@ class LoRA(Technique):
         decoder.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
         for linear in chosen.values():
-            linear.delta = LoRADelta(linear, self.rank, self.scale, self.dropout, generator)
+            delta = LoRADelta(linear, self.rank, self.scale, self.dropout, generator)
+            linear.delta = delta.train(linear.training)
 
     def matches(self, decoder: Decoder) -> dict[str, Linear]:
         """The linears the targets name: by full path, by its last parts, or all of the blocks.

@@ -1,0 +1,463 @@
+"""Evaluation: a model that has not changed has lost nothing, one that has shows it, and no number depends on batching."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from conftest import CPU
+from graftwood.base import Base, open_base
+from graftwood.data.encode import Example, encode_rows
+from graftwood.data.rows import rows_from
+from graftwood.evals import judge
+from graftwood.evals.memorisation import TRIES, memory
+from graftwood.evals.retention import Probe, compare, probe_for, sample_windows, score_probe
+from graftwood.evals.score import ROWS, Continuation, answer_losses, continuations
+from graftwood.evals.skills import Scores, compare_skills, kept_share, score_task, worst_skill
+from graftwood.evals.task import Item, Task
+from graftwood.files import cache_home
+from graftwood.generate.engine import Engine
+from graftwood.model.decoder import Decoder
+from graftwood.technique import TECHNIQUES
+from graftwood.techniques.lora import LoRA
+from graftwood.train.loop import Trainer
+
+LONG = [[random.Random(n).randrange(3, 300) for _ in range(3 + n % 11)] for n in range(ROWS + 7)]
+
+
+@pytest.fixture
+def base(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> Base:
+    # Wide weights: a peaked distribution, as a trained model has, most of whose mass the probe keeps.
+    return open_base(str(tiny.model_folder(tmp_path / "tiny", tokenizer_files, tiny.decoder(init_std=0.45))), CPU)
+
+
+@pytest.fixture
+def probe(base: Base) -> Probe:
+    return score_probe(base.decoder, sample_windows(base, engine(base), windows=24, length=48))
+
+
+def engine(base: Base) -> Engine:
+    return Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
+
+
+def shake(decoder: Decoder, size: float, seed: int = 0) -> None:
+    """Add noise to every matrix; `size` is its share of the matrix's own."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter += size * parameter.std(correction=0) * noise * (parameter.ndim > 1)
+
+
+def random_lora(decoder: Decoder, size: float) -> LoRA:
+    technique = LoRA.parse({"rank": 4})
+    technique.apply(decoder, seed=0)
+    with torch.no_grad():
+        for number, parameter in enumerate(decoder.trained().values()):
+            parameter.normal_(0.0, size, generator=torch.Generator().manual_seed(number))
+    return technique
+
+
+def choice_task(base: Base, right: float = 0.8) -> Task:
+    """Items whose gold answer is what this base picks, except for a share of them."""
+    words = "the user said that this answer is ready and here to end a turn of the system".split()
+    generator = random.Random(0)
+
+    def text(count: int) -> str:
+        return "".join(f" {generator.choice(words)}" for _ in range(count))
+
+    asked = [(text(4).strip(), tuple(text(generator.randint(1, 3)) for _ in range(3))) for _ in range(60)]
+    scored = continuations(
+        base.decoder,
+        [base.encoder().begin(prompt) for prompt, _ in asked],
+        [base.tokenizer.encode_batch(choices) for _, choices in asked],
+    )
+    items = []
+    for number, ((prompt, choices), found) in enumerate(zip(asked, scored, strict=True)):
+        pick = max(range(3), key=lambda place: found[place].log_probability / found[place].tokens)
+        gold = pick if number < right * len(asked) else (pick + 1) % 3
+        items.append(Item(id=f"item-{number}", prompt=prompt, choices=choices, gold=gold))
+    return Task("tiny", "tiny choices", "choice", 1, 1 / 3, "made here", "none", lambda: tuple(items))
+
+
+@pytest.mark.parametrize("name", [None, *TECHNIQUES.names()])
+def test_an_unchanged_model_has_lost_nothing(name: str | None, base: Base, probe: Probe) -> None:
+    task = choice_task(base)
+    before = [score_task(base, engine(base), task)]
+    if name is not None:
+        TECHNIQUES.get(name).parse({}).apply(base.decoder, seed=0)
+        base.decoder.eval()
+    moved = compare(base.decoder, probe)
+    assert set(moved.drift) == {0.0}
+    assert set(moved.agreement) == {1.0}
+    after = [score_task(base, engine(base), task)]
+    (skill,) = compared = compare_skills(before, after)
+    assert sum(before[0].right) == 48
+    assert skill.counted
+    assert (skill.lost, skill.won, skill.measure.change.value) == (0, 0, 0.0)
+    share = kept_share(before, after, compared)
+    assert (share.value, share.low, share.high) == (1.0, 1.0, 1.0)
+
+
+def test_noise_loses_skill_and_says_what_flipped(base: Base) -> None:
+    task = choice_task(base)
+    before = score_task(base, engine(base), task)
+    shake(base.decoder, 0.5)
+    after = score_task(base, engine(base), task)
+    (skill,) = compared = compare_skills([before], [after])
+    flips = [(b, a) for b, a in zip(before.right, after.right, strict=True) if b != a]
+    assert (skill.lost, skill.won) == (flips.count((1.0, 0.0)), flips.count((0.0, 1.0)))
+    assert skill.lost > 0
+    kept = kept_share([before], [after], compared)
+    mine = (np.mean(after.right) - 1 / 3) / (np.mean(before.right) - 1 / 3)
+    assert kept.value == pytest.approx(mine)
+    assert kept.value is not None and kept.value < 1
+    assert worst_skill(compared) == "tiny"
+
+
+def test_a_skill_the_base_never_had_is_not_counted(base: Base) -> None:
+    task = choice_task(base, right=0.35)
+    scores = [score_task(base, engine(base), task)]
+    (skill,) = compared = compare_skills(scores, scores)
+    assert not skill.counted
+    assert skill.kept.value is None
+    assert skill.kept.note
+    assert kept_share(scores, scores, compared).value is None
+    assert worst_skill(compared) is None
+
+
+def test_the_worst_skill_is_the_one_that_kept_least(base: Base) -> None:
+    task = choice_task(base)
+    tasks = [Task(name, name, "choice", 1, 0.25, "", "", task.read) for name in ("lost", "held")]
+    before = [Scores(entry, (1.0,) * 50 + (0.0,) * 10) for entry in tasks]
+    after = [Scores(tasks[0], (1.0,) * 30 + (0.0,) * 30), Scores(tasks[1], (1.0,) * 49 + (0.0,) * 10 + (1.0,))]
+    compared = compare_skills(before, after)
+    assert worst_skill(compared) == "lost"
+    assert [(skill.lost, skill.won) for skill in compared] == [(20, 0), (1, 1)]
+    share = kept_share(before, after, compared)
+    assert share.value == pytest.approx((30 / 60 + 50 / 60 - 0.5) / (100 / 60 - 0.5))
+
+
+def test_drift_grows_with_noise(base: Base, probe: Probe) -> None:
+    drifts, agreements = [], []
+    original = [parameter.detach().clone() for parameter in base.decoder.parameters()]
+    for size in (0.0, 0.01, 0.03, 0.1, 0.3):
+        with torch.no_grad():
+            for parameter, was in zip(base.decoder.parameters(), original, strict=True):
+                parameter.copy_(was)
+        shake(base.decoder, size)
+        drift, agreement = compare(base.decoder, probe).estimates()
+        drifts.append(drift.value)
+        agreements.append(agreement.value)
+    assert drifts[0] == 0.0
+    assert all(small < large for small, large in zip(drifts, drifts[1:], strict=False))
+    assert agreements[0] == 1.0
+    assert agreements[-1] < agreements[1] <= 1.0
+
+
+def exact(decoder: Decoder, probe: Probe, tuned: Decoder) -> tuple[Tensor, Tensor]:
+    """By window: mean KL over the whole vocabulary, and mean rise of the loss on the text itself."""
+    with torch.no_grad():
+        p, q = (model(probe.ids).log_softmax(-1)[:, :-1] for model in (decoder, tuned))
+    said = probe.ids[:, 1:, None]
+    return (p.exp() * (p - q)).sum(-1).mean(1), (p.gather(-1, said) - q.gather(-1, said))[..., 0].mean(1)
+
+
+def test_drift_is_the_rise_of_loss_on_what_the_base_says(base: Base) -> None:
+    """The mean over the base's own text of log p - log q is KL(p || q); the probe has that without the luck of the draw."""
+    probe = score_probe(base.decoder, sample_windows(base, engine(base), windows=80, length=64))
+    tuned = tiny.decoder(init_std=0.45)
+    shake(tuned, 0.15)
+    divergence, rise = exact(base.decoder, probe, tuned)
+    drift = compare(tuned, probe).drift
+    error = float(rise.std() / len(rise) ** 0.5)
+    assert rise.mean() > 4 * error, "a change that cannot be seen proves nothing"
+    assert abs(float(rise.mean()) - float(drift.mean())) < 4 * error
+    assert float(divergence.mean()) * 0.9 < drift.mean() <= float(divergence.mean()) * 1.02
+    assert drift.std() < rise.numpy().std(), "what the probe is for"
+
+
+def test_merged_and_unmerged_have_the_same_drift(base: Base, probe: Probe) -> None:
+    technique = random_lora(base.decoder, 0.15)
+    apart = compare(base.decoder, probe).drift
+    technique.merge(base.decoder)
+    assert apart.mean() > 0.01
+    np.testing.assert_allclose(compare(base.decoder, probe).drift, apart, rtol=1e-3)
+
+
+def test_with_the_adapter_off_the_base_has_its_own_losses(base: Base, probe: Probe) -> None:
+    rows = tiny.examples(12)
+    before = answer_losses(base.decoder, rows)
+    random_lora(base.decoder, 0.3)
+    assert answer_losses(base.decoder, rows) != before
+    with base.decoder.without_deltas():
+        assert answer_losses(base.decoder, rows) == before
+        assert set(compare(base.decoder, probe).drift) == {0.0}
+
+
+def test_losses_are_those_of_the_right_tokens(base: Base, tmp_path: Path) -> None:
+    """A model that knows its rows by heart is surprised by the same answers in another order: nothing is shifted."""
+    rows = [row for row in tiny.examples(40) if 4 <= row.answer_tokens][:6]
+    base.decoder.requires_grad_(True)
+    list(Trainer(base.decoder, rows, [], tiny.plan(epochs=60.0, learning_rate=1e-2), tmp_path / "steps").run())
+    known = answer_losses(base.decoder, rows)
+    assert [count for _, count in known] == [row.answer_tokens for row in rows]
+    shifted = [tiny.example([*row.ids[:1], *row.ids[:0:-1]], list(row.answer)) for row in rows]
+    mean, other = (sum(t for t, _ in losses) / sum(n for _, n in losses) for losses in (known, answer_losses(base.decoder, shifted)))
+    assert mean < 0.3
+    assert other > 10 * mean
+    assert other > 3.0
+
+
+def slow(decoder: Decoder, context: list[int], choice: list[int]) -> Continuation:
+    with torch.no_grad():
+        table = decoder(torch.tensor([[*context, *choice]]))[0, len(context) - 1 : -1].log_softmax(-1)
+    found = table[range(len(choice)), choice].sum()
+    return Continuation(float(found), len(choice), table.argmax(-1).tolist() == choice)
+
+
+def greedy(decoder: Decoder, context: list[int], count: int) -> list[int]:
+    ids = list(context)
+    with torch.no_grad():
+        for _ in range(count):
+            ids.append(int(decoder(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(context) :]
+
+
+@pytest.fixture
+def questions(base: Base) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Contexts and choices of unequal lengths and numbers, some of them what greedy decoding says."""
+    generator = random.Random(3)
+    choices = []
+    for context in LONG:
+        these = [[generator.randrange(3, 300) for _ in range(generator.randint(1, 6))] for _ in range(generator.randint(1, 4))]
+        these.insert(generator.randint(0, len(these)), greedy(base.decoder, context, generator.randint(1, 4)))
+        choices.append(these)
+    return LONG, choices
+
+
+def close(found: Continuation, expected: Continuation) -> bool:
+    same = (found.tokens, found.greedy) == (expected.tokens, expected.greedy)
+    return same and found.log_probability == pytest.approx(expected.log_probability, rel=1e-4, abs=1e-4)
+
+
+def pairs(found: list[list[Continuation]], expected: list[list[Continuation]]) -> Iterator[tuple[Continuation, ...]]:
+    for one, other in zip(found, expected, strict=True):
+        yield from zip(one, other, strict=True)
+
+
+def test_continuations_are_scored_as_a_full_forward_does(base: Base, questions: tuple) -> None:
+    contexts, choices = questions
+    expected = [[slow(base.decoder, c, choice) for choice in these] for c, these in zip(contexts, choices, strict=True)]
+    found = list(pairs(continuations(base.decoder, contexts, choices), expected))
+    assert all(close(*pair) for pair in found)
+    assert {expected.tokens for _, expected in found} >= {1, 2, 5}
+    assert sum(expected.greedy for _, expected in found) == len(contexts)
+
+
+def test_no_score_depends_on_what_is_scored_beside_it(base: Base, questions: tuple) -> None:
+    contexts, choices = questions
+    together = continuations(base.decoder, contexts, choices)
+    alone = [continuations(base.decoder, [c], [these])[0] for c, these in zip(contexts, choices, strict=True)]
+    assert all(close(*pair) for pair in pairs(together, alone))
+    order = random.Random(0).sample(range(len(contexts)), len(contexts))
+    turned = continuations(base.decoder, [contexts[n] for n in order], [choices[n][::-1] for n in order])
+    assert all(close(*pair) for pair in pairs([these[::-1] for these in turned], [together[n] for n in order]))
+
+
+def test_no_loss_depends_on_the_rows_beside_it(base: Base) -> None:
+    rows = tiny.examples(120)
+    together = answer_losses(base.decoder, rows)
+    alone = [answer_losses(base.decoder, [row])[0] for row in rows]
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
+    assert answer_losses(base.decoder, []) == []
+
+
+def test_greedy_words_are_right_and_others_wrong(base: Base) -> None:
+    prompts = ["the user", "this is the end of a turn", "here"]
+    said = [greedy(base.decoder, base.encoder().begin(prompt), 1) for prompt in prompts]
+    words = [base.tokenizer.decode(ids) for ids in said]
+    kept = [n for n, (ids, word) in enumerate(zip(said, words, strict=True)) if base.tokenizer.encode(word) == ids]
+    assert kept, "a tiny model may say bytes that are no text, but not always"
+    items = [Item(id=str(n), prompt=prompts[n], answer=words[n]) for n in kept]
+    items += [Item(id=f"not {n}", prompt=prompts[n], answer=words[n] + " not") for n in kept]
+    task = Task("word", "word", "word", 1, 0.0, "", "", lambda: tuple(items))
+    assert score_task(base, engine(base), task).right == (1.0,) * len(kept) + (0.0,) * len(kept)
+
+
+def test_the_probe_is_made_once_from_the_base_alone(base: Base) -> None:
+    first = probe_for(base, engine(base))
+    (folder,) = (cache_home() / "probes").iterdir()
+    assert folder.name.startswith(base.fingerprint[:16])
+    assert "float32" in folder.name
+    shake(base.decoder, 0.5)
+    again = probe_for(base, engine(base))
+    assert torch.equal(first.ids, again.ids)
+    assert torch.equal(first.log_p, again.log_p)
+    assert compare(base.decoder, again).drift.mean() > 0
+    torch.testing.assert_close(first.log_p.exp().sum(-1), torch.ones(first.ids.shape), rtol=0, atol=1e-5)
+
+
+def test_the_probe_begins_as_documents_and_as_conversations(base: Base) -> None:
+    windows = sample_windows(base, engine(base), windows=6, length=20)
+    opening = base.template.opening()
+    assert windows.shape == (6, 20)
+    assert len(opening) > 1
+    assert windows[0::2, 0].tolist() == [base.tokenizer.bos] * 3
+    assert windows[1::2, : len(opening)].tolist() == [opening] * 3
+    assert len({tuple(window) for window in windows.tolist()}) == 6
+    assert torch.equal(windows, sample_windows(base, engine(base), windows=6, length=20))
+    assert sample_windows(base, engine(base), windows=4, length=len(opening)).shape == (4, len(opening))
+
+
+def encoded(base: Base, count: int, start: int = 0) -> list[Example]:
+    rows = [{"prompt": f"what is {n} and {n}", "completion": f"it is {2 * n}"} for n in range(start, start + count)]
+    return encode_rows(base.encoder(), rows_from(rows).rows)
+
+
+def test_nothing_that_measures_was_trained_on(base: Base) -> None:
+    train, valid, test = encoded(base, 90), encoded(base, 30, 100), encoded(base, 150, 200)
+    paper = judge.set_paper(base.encoder(), train, valid, test, seed=0)
+    trained = {example.ids for example in train}
+    assert not trained & {example.ids for example in (*paper.heldout, *paper.valid)}
+    assert trained >= {example.ids for example in paper.train}
+    assert (paper.split, len(paper.heldout), len(paper.train), len(paper.valid)) == ("test", judge.ANSWERED_ROWS, 30, 30)
+    runs = {ids[at : at + 8] for ids in trained for at in range(len(ids) - 7)}
+    windows = [tuple(window) for window in probe_for(base, engine(base)).ids.tolist()]
+    assert runs
+    assert not runs & {window[at : at + 8] for window in windows for at in range(len(window) - 7)}
+
+
+def sit(base: Base, paper: judge.Paper) -> judge.Sheet:
+    return judge.sit(base, engine(base), paper, lambda *_: [], lambda _: None)
+
+
+def test_gains_are_measured_on_the_same_rows_before_and_after(base: Base) -> None:
+    paper = judge.set_paper(base.encoder(), encoded(base, 20), encoded(base, 8, 100), [], seed=0)
+    before = sit(base, paper)
+    shake(base.decoder, 0.3)
+    after = sit(base, paper)
+    gained = judge.gained(paper, before, after)
+    assert (gained.rows, gained.split) == (8, "valid")
+    assert [measure.name for measure in gained.measures] == ["exact_match", "rouge_l", "token_f1", "answer_loss"]
+    loss = gained.measures[-1]
+    pooled = [sum(t for t, _ in sheet.losses) / sum(n for _, n in sheet.losses) for sheet in (before, after)]
+    assert [loss.base.value, loss.tuned.value] == pytest.approx(pooled)
+    assert loss.change.value == pytest.approx(pooled[1] - pooled[0])
+    assert not loss.higher_is_better
+    same = judge.gained(paper, before, before)
+    assert [measure.change.value for measure in same.measures] == [0.0] * 4
+    assert len(judge.samples(paper, base.encoder(), before, after)) == judge.SAMPLES
+
+
+def test_plain_text_is_measured_by_its_loss_alone(base: Base) -> None:
+    """A row of plain text asks nothing, so nothing can be answered."""
+    texts = encode_rows(base.encoder(), rows_from([{"text": f"the user said {n}"} for n in range(12)]).rows)
+    paper = judge.set_paper(base.encoder(), texts[:8], texts[8:], [], seed=0)
+    sheet = sit(base, paper)
+    gained = judge.gained(paper, sheet, sheet)
+    assert gained.rows == 4
+    assert [measure.name for measure in gained.measures] == ["answer_loss"]
+    assert judge.samples(paper, base.encoder(), sheet, sheet) == ()
+    assert judge.remembered(sheet, sheet).ratio.value is not None
+
+
+def test_a_paper_is_told_from_another(base: Base) -> None:
+    rows, held = encoded(base, 12), encoded(base, 6, 100)
+
+    def fingerprint(train: list[Example], valid: list[Example]) -> str:
+        return judge.set_paper(base.encoder(), train, valid, [], seed=0).fingerprint
+
+    assert fingerprint(rows, held) == fingerprint(encoded(base, 12), encoded(base, 6, 100))
+    assert len({fingerprint(rows, held), fingerprint(rows[1:], held), fingerprint(rows, held[:-1])}) == 3
+
+
+def test_nothing_held_out_is_nothing_gained(base: Base) -> None:
+    paper = judge.set_paper(base.encoder(), encoded(base, 5), [], [], seed=0)
+    sheet = sit(base, paper)
+    gained = judge.gained(paper, sheet, sheet)
+    assert (gained.rows, gained.measures) == (0, ())
+    remembered = judge.remembered(sheet, sheet)
+    assert (remembered.verdict, remembered.ratio.value, remembered.loss_train.value) == ("unknown", None, None)
+
+
+def losses(*means: float, tokens: int = 8) -> list[tuple[float, int]]:
+    return [(value * tokens, tokens) for value in means]
+
+
+def spread(middle: float) -> list[tuple[float, int]]:
+    return losses(*(middle * (0.9 + 0.2 * n / 19) for n in range(20)))
+
+
+def test_memory_is_made_of_the_right_sides() -> None:
+    found = memory(spread(3.0), spread(1.0), spread(4.0), spread(2.5))
+    assert [found.loss_train.value, found.loss_heldout.value] == pytest.approx([1.0, 2.5])
+    assert found.ratio.value == pytest.approx(2.5)
+    gains = [[before - after for before, after in zip(b, a, strict=True)] for b, a in (
+        ([t for t, _ in spread(3.0)], [t for t, _ in spread(1.0)]),
+        ([t for t, _ in spread(4.0)], [t for t, _ in spread(2.5)]),
+    )]
+    won = [1.0 if one > other else 0.5 if one == other else 0.0 for one in gains[0] for other in gains[1]]
+    assert found.membership_auc.value == pytest.approx(sum(won) / len(won))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"),
+    [
+        (0.75, "clean"),
+        (1.1875, "clean"),
+        (1.25, "mild"),
+        (1.4375, "mild"),
+        (1.5625, "moderate"),
+        (1.9375, "moderate"),
+        (2.0625, "severe"),
+    ],
+)
+def test_the_verdict_follows_the_ratio(ratio: float, verdict: str) -> None:
+    """Every row's loss fell by one half, so nothing tells members apart: the ratio alone decides."""
+    train, heldout = losses(*[1.0] * 20), losses(*[ratio] * 20)
+    found = memory(losses(*[1.5] * 20), train, losses(*[ratio + 0.5] * 20), heldout)
+    assert found.ratio.value == ratio
+    assert found.membership_auc.value == 0.5
+    assert found.verdict == verdict
+
+
+@pytest.mark.parametrize(("told", "verdict"), [(60, "clean"), (70, "mild"), (85, "moderate"), (98, "severe")])
+def test_the_verdict_follows_who_can_be_told_apart(told: int, verdict: str) -> None:
+    """Of 100 rows `told` fell further than any held-out one, the others less: the area is that share."""
+    train = losses(*[0.99] * told, *[1.01] * (100 - told))
+    found = memory(losses(*[2.0] * 100), train, losses(*[2.0] * 100), losses(*[1.0] * 100))
+    assert found.membership_auc.value == pytest.approx(told / 100)
+    assert found.verdict == verdict
+
+
+def test_extractable_is_what_a_hundred_samples_would_show() -> None:
+    """An answer of probability p shows up in 100 samples with probability 1 - (1 - p)^100: one half at p = 0.0069."""
+    edge = 1 - 0.5 ** (1 / TRIES)
+    tuned = [(-float(np.log(edge * 1.01)), 30), (-float(np.log(edge * 0.99)), 1), (0.0, 5), (50.0, 40)]
+    assert 1 - (1 - edge) ** TRIES == pytest.approx(0.5)
+    found = memory([(90.0, 10)] * 4, tuned, [(90.0, 10)] * 4, [(90.0, 10)] * 4)
+    assert found.extractable.value == 0.5
+    assert found.extractable_base.value == found.extractable_heldout.value == 0.0
+
+
+def test_losses_of_nothing_at_all_do_not_divide_by_zero() -> None:
+    found = memory(spread(2.0), losses(*[0.0] * 20), spread(2.0), spread(1.0))
+    assert found.verdict == "severe"
+    assert found.ratio.value is not None
+    assert np.isfinite([found.ratio.value, found.ratio.high]).all()
+    assert memory(spread(2.0), losses(*[0.0] * 20), spread(2.0), losses(*[0.0] * 20)).ratio.value == 1.0
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_too_few_rows_have_no_verdict(rows: int) -> None:
+    few = losses(*[1.0] * rows)
+    found = memory(few, few, spread(1.0), spread(1.0))
+    assert (found.verdict, found.ratio.value, found.membership_auc.value) == ("unknown", None, None)

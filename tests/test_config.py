@@ -1,0 +1,118 @@
+"""A run as a file: it comes back as it was, flags win over it, and every mistake in it is named."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from graftwood.config import RunConfig, read_toml, resolve, save_toml
+from graftwood.errors import ConfigError
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+shares = st.floats(0, 1, exclude_max=True)
+positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+option = st.one_of(texts, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.lists(texts, min_size=1).map(tuple))
+configs = st.builds(
+    RunConfig,
+    data=texts,
+    model=texts,
+    out=st.none() | texts,
+    technique=texts,
+    valid=st.none() | texts,
+    held_out=shares,
+    lr=st.none() | positive,
+    weight_decay=st.none() | st.floats(min_value=0, allow_infinity=False),
+    batch=st.integers(1, 10**6),
+    epochs=positive,
+    warmup=shares,
+    seed=st.integers(0, 2**32 - 1),
+    options=st.dictionaries(st.from_regex(r"[a-z][a-z_0-9]{0,9}", fullmatch=True), option, max_size=3),
+)
+
+
+def same(one: RunConfig, other: RunConfig) -> bool:
+    """Equal, and every option of the same type: 1, 1.0 and True are equal to Python."""
+    kinds = [{key: type(value) for key, value in config.options.items()} for config in (one, other)]
+    return one == other and kinds[0] == kinds[1]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(configs)
+def test_a_saved_run_comes_back_as_it_was(tmp_path: Path, config: RunConfig) -> None:
+    save_toml(config, tmp_path / "run.toml")
+    again = resolve(tmp_path / "run.toml", {})
+    assert same(again, config)
+    save_toml(again, tmp_path / "again.toml")
+    assert (tmp_path / "again.toml").read_bytes() == (tmp_path / "run.toml").read_bytes()
+
+
+def test_a_file_says_all_that_was_decided(tmp_path: Path) -> None:
+    save_toml(RunConfig(data="rows.jsonl", options={"rank": 8}), tmp_path / "run.toml")
+    values = read_toml(tmp_path / "run.toml")
+    never = {name for name, info in RunConfig.model_fields.items() if info.default is None}
+    assert set(values) == set(RunConfig.model_fields) - never
+    assert values["options"] == {"rank": 8}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, 'data = "a"\nlr = 1e-3\nbatch = 4\n[options]\nrank = 8\nalpha = 4.0\n')
+    config = resolve(path, {"batch": 2, "lr": None, "epochs": None, "options": {"rank": 32, "targets": "q_proj"}})
+    assert (config.data, config.lr, config.batch, config.epochs) == ("a", 1e-3, 2, RunConfig(data="a").epochs)
+    assert config.options == {"rank": 32, "alpha": 4.0, "targets": "q_proj"}
+    assert resolve(path, {}).options == {"rank": 8, "alpha": 4.0}
+
+
+def test_flags_alone_are_enough() -> None:
+    assert resolve(None, {"data": "rows.jsonl"}) == RunConfig(data="rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "words"),
+    [
+        ('data = "a"\nepoch = 3\n', {}, ["run.toml: no option 'epoch'", "Did you mean 'epochs'", "Options: data, model"]),
+        ('data = "a"\nbach = 3\nsed = 1\n', {}, ["'bach'", "'batch'", "'sed'", "'seed'"]),
+        ("batch = 3\n", {}, ["data is missing: give --data or the key data in a run file"]),
+        ('data = "a"\nbatch = 0\n', {"lr": -1.0}, ["batch=0", "greater than or equal to 1", "lr=-1.0", "greater than 0"]),
+        ('data = "a"\nlr = inf\n', {"epochs": math.inf}, ["lr=inf", "epochs=inf", "finite"]),
+        ('data = "a"\nseed = 99999999999\n', {}, ["seed=99999999999", "less than 4294967296"]),
+        ('data = "a"\nbatch = "many"\n', {}, ["batch='many'", "integer"]),
+        ('data = "a"\noptions = 3\n', {}, ["options=3", "dictionary"]),
+        ('data = "a"\nrank = 3\n', {}, ["no option 'rank'", "[options]"]),
+    ],
+)
+def test_every_mistake_is_named(text: str, flags: dict[str, Any], words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(write(tmp_path, text), flags)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "words"), [("data = \n", "is not valid TOML: .*line 1"), ("a = 1\na = 2\n", "is not valid TOML")])
+def test_a_file_that_does_not_parse_says_where(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"run\.toml {words}"):
+        resolve(write(tmp_path, text), {})
+
+
+def test_a_missing_or_foreign_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no run file .*none\.toml; without one, give the data with --data"):
+        resolve(tmp_path / "none.toml", {})
+    (tmp_path / "run.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        resolve(tmp_path / "run.toml", {})
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig(data="a").batch = 3  # type: ignore[misc]
