@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,11 +33,11 @@ WORDS = tuple(_TEXT.split())
 
 
 def rows(count: int, seed: int = 0) -> list[Row]:
-    """Prompt and completion pairs; lengths are log-normal about 125 words, within the shortest and the longest."""
+    """Prompt and completion pairs; lengths are log-normal about 110 words, within the shortest and the longest."""
     source = random.Random(seed)
     made: list[Row] = []
     while len(made) < count:
-        words = round(source.lognormvariate(4.83, 0.42))
+        words = round(source.lognormvariate(math.log(110), 0.5))
         if SHORTEST + 8 <= words <= LONGEST - 24:
             answer = max(4, round(words * ANSWER_SHARE))
             prompt, completion = _text(source, words - answer), _text(source, answer)

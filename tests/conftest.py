@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+
+# Waiting threads that spin slow a shared machine down many times over; read when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import torch  # noqa: E402
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from graftwood.base import Base, open_base
@@ -44,7 +49,7 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of corpora and tasks that lies beside a checkout , where it is at hand."""
+    """The folder of corpora and tasks that lies beside a checkout, where it is at hand."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here; it holds the corpora and tasks this test reads")

@@ -125,7 +125,10 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(folder: Path, tmp_pat
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, hard))
     try:
-        for save in (lambda: save_model(base, tmp_path / "model"), lambda: save_adapter(base, technique, tmp_path / "adapter")):
+        for save in (
+            lambda: save_model(base, tmp_path / "model"),
+            lambda: save_adapter(base, technique, tmp_path / "adapter"),
+        ):
             with pytest.raises(StorageError, match=r"cannot write .*: .*File too large") as caught:
                 save()
             assert "\n" not in str(caught.value)
@@ -137,7 +140,11 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(folder: Path, tmp_pat
 def test_an_adapter_folder_says_what_it_belongs_to(folder: Path, tmp_path: Path) -> None:
     base, technique = with_lora(folder, rank=4, targets="q_proj,up_proj")
     save_adapter(base, technique, tmp_path / "adapter")
-    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {ADAPTER_CONFIG, ADAPTER_WEIGHTS, "graftwood.json"}
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        ADAPTER_CONFIG,
+        ADAPTER_WEIGHTS,
+        "graftwood.json",
+    }
     notes = json.loads((tmp_path / "adapter" / "graftwood.json").read_text(encoding="utf-8"))
     assert notes == {"base": base.name, "base_fingerprint": base.fingerprint, "technique": "lora"}
     config = json.loads((tmp_path / "adapter" / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -175,7 +182,7 @@ def test_an_adapter_of_a_merged_model_is_not_one_of_its_base(folder: Path, tmp_p
 
 def test_a_folder_that_is_no_adapter_is_said_to_be_none(folder: Path, tmp_path: Path) -> None:
     base, technique = with_lora(folder)
-    with pytest.raises(ModelError, match="is no adapter folder: one has adapter_config.json"):
+    with pytest.raises(ModelError, match=r"is no adapter folder: one has adapter_config\.json"):
         load_adapter(base, tmp_path)
     save_adapter(base, technique, tmp_path / "adapter")
     weights = tmp_path / "adapter" / ADAPTER_WEIGHTS

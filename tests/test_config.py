@@ -16,7 +16,13 @@ from graftwood.errors import ConfigError
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 shares = st.floats(0, 1, exclude_max=True)
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
-option = st.one_of(texts, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.lists(texts, min_size=1).map(tuple))
+option = st.one_of(
+    texts,
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.lists(texts, min_size=1).map(tuple),
+)
 configs = st.builds(
     RunConfig,
     data=texts,
@@ -80,10 +86,18 @@ def test_flags_alone_are_enough() -> None:
 @pytest.mark.parametrize(
     ("text", "flags", "words"),
     [
-        ('data = "a"\nepoch = 3\n', {}, ["run.toml: no option 'epoch'", "Did you mean 'epochs'", "Options: data, model"]),
+        (
+            'data = "a"\nepoch = 3\n',
+            {},
+            ["run.toml: no option 'epoch'", "Did you mean 'epochs'", "Options: data, model"],
+        ),
         ('data = "a"\nbach = 3\nsed = 1\n', {}, ["'bach'", "'batch'", "'sed'", "'seed'"]),
         ("batch = 3\n", {}, ["data is missing: give --data or the key data in a run file"]),
-        ('data = "a"\nbatch = 0\n', {"lr": -1.0}, ["batch=0", "greater than or equal to 1", "lr=-1.0", "greater than 0"]),
+        (
+            'data = "a"\nbatch = 0\n',
+            {"lr": -1.0},
+            ["batch=0", "greater than or equal to 1", "lr=-1.0", "greater than 0"],
+        ),
         ('data = "a"\nlr = inf\n', {"epochs": math.inf}, ["lr=inf", "epochs=inf", "finite"]),
         ('data = "a"\nseed = 99999999999\n', {}, ["seed=99999999999", "less than 4294967296"]),
         ('data = "a"\nbatch = "many"\n', {}, ["batch='many'", "integer"]),
@@ -99,7 +113,9 @@ def test_every_mistake_is_named(text: str, flags: dict[str, Any], words: list[st
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "words"), [("data = \n", "is not valid TOML: .*line 1"), ("a = 1\na = 2\n", "is not valid TOML")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("data = \n", "is not valid TOML: .*line 1"), ("a = 1\na = 2\n", "is not valid TOML")]
+)
 def test_a_file_that_does_not_parse_says_where(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"run\.toml {words}"):
         resolve(write(tmp_path, text), {})

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from graftwood.data.encode import Example
-from graftwood.data.rows import Row
+import torch
+
+from graftwood.base import Base
+from graftwood.data.encode import Example, encode_rows
+from graftwood.data.rows import Row, rows_from
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder
@@ -81,3 +84,18 @@ def examples(count: int, seed: int = 0, file: str = "rows.jsonl") -> list[Exampl
 
 def plan(**changes: object) -> Plan:
     return replace(PLAN, **changes)
+
+
+def shake(decoder: Decoder, size: float, seed: int = 0) -> None:
+    """Add noise to every matrix, `size` times as wide as the matrix's own values."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter += size * parameter.std(correction=0) * noise * (parameter.ndim > 1)
+
+
+def encoded(base: Base, count: int, start: int = 0) -> list[Example]:
+    """Small sums as a base's tokenizer writes them; rows of different numbers are different."""
+    rows = [{"prompt": f"what is {n} and {n}", "completion": f"it is {2 * n}"} for n in range(start, start + count)]
+    return encode_rows(base.encoder(), rows_from(rows).rows)

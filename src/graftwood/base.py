@@ -24,9 +24,14 @@ CONVERSION = 1  # raised whenever a conversion writes something else, so that ol
 
 @dataclass(frozen=True)
 class Base:
-    """A pre-trained model ready for use. `folder` is its checkpoint in Hugging Face's layout."""
+    """A pre-trained model ready for use.
+
+    `source` opens it again from anywhere, `name` is what people read; `folder` is its checkpoint in Hugging Face's
+    layout.
+    """
 
     name: str
+    source: str
     folder: Path
     fingerprint: str
     decoder: Decoder
@@ -54,7 +59,9 @@ def open_base(source: str, place: Place) -> Base:
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {decoder.config.vocab_size}"
         )
     template = read_template(folder, tokenizer)
-    return Base(fetched.name, folder, _fingerprint(folder), decoder, tokenizer, template, fetched.licence)
+    # A path is remembered whole: what is written about this base may be read from another folder.
+    lasting = str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
+    return Base(fetched.name, lasting, folder, _fingerprint(folder), decoder, tokenizer, template, fetched.licence)
 
 
 def converted_folder() -> Path:

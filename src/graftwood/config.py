@@ -104,7 +104,9 @@ def _problem(problem: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     fields = RunConfig.model_fields
     if problem["type"] == "extra_forbidden":
-        return f"no option {name!r}.{nearest(name, fields)} Options: {', '.join(fields)}; a technique's go below [options]"
+        return (
+            f"no option {name!r}.{nearest(name, fields)} Options: {', '.join(fields)}; a technique's go below [options]"
+        )
     if problem["type"] == "missing":
         return f"{name} is missing: give --{name.replace('_', '-')} or the key {name} in a run file"
     return f"{name}={problem['input']!r}: {problem['msg'].lower()}"

@@ -21,7 +21,7 @@ from graftwood.progress import Display
 from graftwood.runtime import place
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast
-from graftwood.tuning import draft, execute, prepare, preview, run_folder
+from graftwood.tuning import IN_MEMORY, draft, execute, prepare, preview, run_folder
 
 
 @dataclass
@@ -139,8 +139,8 @@ def tune(
     own = {key: value for key, value in options.items() if key not in RunConfig.model_fields}
     known = {key: value for key, value in options.items() if key in RunConfig.model_fields}
     known["options"] = {**known.get("options", {}), **own}
-    name = model if isinstance(model, str) else model.name
-    config = resolve(None, known | {"model": name, "data": str(data) if rows is None else "rows"})
+    source = model if isinstance(model, str) else model.base.source
+    config = resolve(None, known | {"model": source, "data": str(data) if rows is None else IN_MEMORY})
     if isinstance(model, Model) and model.technique is not None:
         raise ConfigError("the model already carries an adapter; call model.merge() first, or load the base anew")
     opened = model if isinstance(model, Model) else None
@@ -163,7 +163,8 @@ def run(
     card = execute(job, out, display, resume)
     if job.technique.writes_base:
         written = out / "model"
-        model.base = replace(model.base, name=str(written), folder=written, fingerprint=fingerprint(written))
+        source, print_ = str(written.resolve()), fingerprint(written)
+        model.base = replace(model.base, name=out.name, source=source, folder=written, fingerprint=print_)
     model.technique = None if job.technique.writes_base else job.technique
     model.changed()
     return Run(out, card, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -37,6 +38,9 @@ from graftwood.train.forecast import Forecast, forecast
 from graftwood.train.loop import Evaluated, Plan, Stepped, Trainer
 
 _FREE = ("out", "device")  # what a resumed run may change
+
+
+IN_MEMORY = "rows"  # what a configuration calls data that came as objects, from no file
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,19 @@ def prepare(drafted: Draft, base: Base, display: Display) -> Job:
 
     Raises: DataError for rows that do not fit the model, ConfigError for options that do not fit the base.
     """
-    config, technique, splits = drafted.config, drafted.technique, drafted.splits
+    config, technique, splits = _lasting(drafted.config, base), drafted.technique, drafted.splits
     encoder = base.encoder(config.max_length)
     train, valid, test = (encode_rows(encoder, rows) for rows in (splits.train, splits.valid, splits.test))
     technique.apply(base.decoder, config.seed)
     warnings = _describe(display, splits, train, [*valid, *test], encoder.max_length)
     return Job(config, base, technique, drafted.plan, drafted.reasons, splits, train, valid, test, warnings)
+
+
+def _lasting(config: RunConfig, base: Base) -> RunConfig:
+    """The configuration with every path whole, so that its run file works from any folder."""
+    paths = {key: getattr(config, key) for key in ("data", "valid", "test") if getattr(config, key)}
+    whole = {key: str(Path(path).resolve()) for key, path in paths.items() if key != "data" or path != IN_MEMORY}
+    return config.model_copy(update=whole | {"model": base.source})
 
 
 def _describe(
@@ -195,7 +206,7 @@ def execute(job: Job, out: Path, display: Display, resume: bool) -> Card:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=base.name,
         model_fingerprint=base.fingerprint,
-        data=job.config.data,
+        data=min(job.config.data, os.path.relpath(job.config.data), key=len),
         data_rows={"train": len(job.train), "valid": len(job.valid), "test": len(job.test)},
         warnings=job.warnings,
         gained=judge.gained(paper, before, after),

@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graftwood.evals.card import Estimate
 from graftwood.evals.stats import Pooled, area_under_curve, mean, ratio_of_sums, two_sample
 
 scores = st.lists(st.floats(-5, 5).map(lambda value: round(value, 1)), min_size=1, max_size=12)
+
+
+def inside(value: float | None, estimate: Estimate) -> bool:
+    assert value is not None
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return estimate.low <= value <= estimate.high
 
 
 def test_intervals_of_clustered_items_hold_the_truth() -> None:
@@ -23,9 +31,8 @@ def test_intervals_of_clustered_items_hold_the_truth() -> None:
         luck = generator.normal(0, 1.0, size=30)
         right = (generator.normal(0, 1.0, size=len(units)) + luck[units] > 0).astype(float)
         whole, apart = mean(right, units), mean(right)
-        assert whole.low is not None and whole.high is not None and apart.low is not None and apart.high is not None
-        held += whole.low <= 0.5 <= whole.high
-        naive += apart.low <= 0.5 <= apart.high
+        held += inside(0.5, whole)
+        naive += inside(0.5, apart)
     assert 0.90 <= held / 400 <= 0.98
     assert naive < held, "items of one passage are not independent"
 
@@ -38,8 +45,7 @@ def test_intervals_of_a_kept_share_hold_the_truth() -> None:
         base = [(generator.random(60) < share).astype(float) for share in (0.7, 0.6)]
         tuned = [b * (generator.random(60) < 0.9) for b in base]
         found = ratio_of_sums(tuned, base, [0.0, 0.0], [range(60)] * 2)
-        assert found.low is not None and found.high is not None
-        held += found.low <= 0.9 <= found.high
+        held += inside(0.9, found)
     assert 0.90 <= held / 200 <= 0.98
 
 
@@ -95,9 +101,12 @@ def test_what_has_not_changed_is_kept_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tuned", "base", "floors"), [([], [], []), ([np.ones(4)], [np.zeros(4)], [0.0]), ([np.ones(4)], [np.ones(4)], [1.0])]
+    ("tuned", "base", "floors"),
+    [([], [], []), ([np.ones(4)], [np.zeros(4)], [0.0]), ([np.ones(4)], [np.ones(4)], [1.0])],
 )
-def test_nothing_above_chance_has_no_share(tuned: list[np.ndarray], base: list[np.ndarray], floors: list[float]) -> None:
+def test_nothing_above_chance_has_no_share(
+    tuned: list[np.ndarray], base: list[np.ndarray], floors: list[float]
+) -> None:
     found = ratio_of_sums(tuned, base, floors, [range(4)] * len(base))
     assert (found.value, found.low, found.high) == (None, None, None)
     assert found.note
@@ -135,6 +144,5 @@ def test_two_samples_need_two_rows_each(statistic: Callable[[np.ndarray, np.ndar
         found = two_sample(statistic, first, second, "too few")
         assert (found.value, found.low, found.note) == (None, None, "too few")
     found = two_sample(statistic, many, many, "too few")
-    assert found.low is not None and found.high is not None and found.value is not None
-    assert found.low < found.value < found.high
+    assert inside(found.value, found)
     assert found.n == 60

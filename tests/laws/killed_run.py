@@ -83,7 +83,7 @@ def main(folder: Path, runs: Path) -> None:
         kills += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
         found = step_folders(runs / "killed" / "checkpoints")
         middle += (
-            bool(found) and 0 < int(found[-1].name[5:]) and load_step(found[-1]).state["progress"]["ended"] is None
+            bool(found) and int(found[-1].name[5:]) > 0 and load_step(found[-1]).state["progress"]["ended"] is None
         )
     status = os.waitpid(child(job, probe, runs / "killed"), 0)[1]
     assert os.waitstatus_to_exitcode(status) == 0

@@ -1,9 +1,10 @@
-"""Evaluation: a model that has not changed has lost nothing, one that has shows it, and no number depends on batching."""
+"""Evaluation: an unchanged model has lost nothing, a changed one shows it, and no number depends on batching."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,7 @@ from torch import Tensor
 import tiny
 from conftest import CPU
 from graftwood.base import Base, open_base
-from graftwood.data.encode import Example, encode_rows
-from graftwood.data.rows import rows_from
 from graftwood.evals import judge
-from graftwood.evals.memorisation import TRIES, memory
 from graftwood.evals.retention import Probe, compare, probe_for, sample_windows, score_probe
 from graftwood.evals.score import ROWS, Continuation, answer_losses, continuations
 from graftwood.evals.skills import Scores, compare_skills, kept_share, score_task, worst_skill
@@ -47,15 +45,6 @@ def engine(base: Base) -> Engine:
     return Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
 
 
-def shake(decoder: Decoder, size: float, seed: int = 0) -> None:
-    """Add noise to every matrix; `size` is its share of the matrix's own."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter += size * parameter.std(correction=0) * noise * (parameter.ndim > 1)
-
-
 def random_lora(decoder: Decoder, size: float) -> LoRA:
     technique = LoRA.parse({"rank": 4})
     technique.apply(decoder, seed=0)
@@ -67,7 +56,25 @@ def random_lora(decoder: Decoder, size: float) -> LoRA:
 
 def choice_task(base: Base, right: float = 0.8) -> Task:
     """Items whose gold answer is what this base picks, except for a share of them."""
-    words = "the user said that this answer is ready and here to end a turn of the system".split()
+    words = [
+        "the",
+        "user",
+        "said",
+        "that",
+        "this",
+        "answer",
+        "is",
+        "ready",
+        "and",
+        "here",
+        "to",
+        "end",
+        "a",
+        "turn",
+        "of",
+        "the",
+        "system",
+    ]
     generator = random.Random(0)
 
     def text(count: int) -> str:
@@ -109,7 +116,7 @@ def test_an_unchanged_model_has_lost_nothing(name: str | None, base: Base, probe
 def test_noise_loses_skill_and_says_what_flipped(base: Base) -> None:
     task = choice_task(base)
     before = score_task(base, engine(base), task)
-    shake(base.decoder, 0.5)
+    tiny.shake(base.decoder, 0.5)
     after = score_task(base, engine(base), task)
     (skill,) = compared = compare_skills([before], [after])
     flips = [(b, a) for b, a in zip(before.right, after.right, strict=True) if b != a]
@@ -118,7 +125,7 @@ def test_noise_loses_skill_and_says_what_flipped(base: Base) -> None:
     kept = kept_share([before], [after], compared)
     mine = (np.mean(after.right) - 1 / 3) / (np.mean(before.right) - 1 / 3)
     assert kept.value == pytest.approx(mine)
-    assert kept.value is not None and kept.value < 1
+    assert mine < 1
     assert worst_skill(compared) == "tiny"
 
 
@@ -152,12 +159,12 @@ def test_drift_grows_with_noise(base: Base, probe: Probe) -> None:
         with torch.no_grad():
             for parameter, was in zip(base.decoder.parameters(), original, strict=True):
                 parameter.copy_(was)
-        shake(base.decoder, size)
+        tiny.shake(base.decoder, size)
         drift, agreement = compare(base.decoder, probe).estimates()
         drifts.append(drift.value)
         agreements.append(agreement.value)
     assert drifts[0] == 0.0
-    assert all(small < large for small, large in zip(drifts, drifts[1:], strict=False))
+    assert all(small < large for small, large in pairwise(drifts))
     assert agreements[0] == 1.0
     assert agreements[-1] < agreements[1] <= 1.0
 
@@ -171,10 +178,10 @@ def exact(decoder: Decoder, probe: Probe, tuned: Decoder) -> tuple[Tensor, Tenso
 
 
 def test_drift_is_the_rise_of_loss_on_what_the_base_says(base: Base) -> None:
-    """The mean over the base's own text of log p - log q is KL(p || q); the probe has that without the luck of the draw."""
+    """On the base's own text log p - log q has the mean KL(p || q), which the probe gives without the luck of draws."""
     probe = score_probe(base.decoder, sample_windows(base, engine(base), windows=80, length=64))
     tuned = tiny.decoder(init_std=0.45)
-    shake(tuned, 0.15)
+    tiny.shake(tuned, 0.15)
     divergence, rise = exact(base.decoder, probe, tuned)
     drift = compare(tuned, probe).drift
     error = float(rise.std() / len(rise) ** 0.5)
@@ -204,16 +211,30 @@ def test_with_the_adapter_off_the_base_has_its_own_losses(base: Base, probe: Pro
 
 def test_losses_are_those_of_the_right_tokens(base: Base, tmp_path: Path) -> None:
     """A model that knows its rows by heart is surprised by the same answers in another order: nothing is shifted."""
-    rows = [row for row in tiny.examples(40) if 4 <= row.answer_tokens][:6]
+    rows = [row for row in tiny.examples(40) if row.answer_tokens >= 4][:6]
     base.decoder.requires_grad_(True)
     list(Trainer(base.decoder, rows, [], tiny.plan(epochs=60.0, learning_rate=1e-2), tmp_path / "steps").run())
     known = answer_losses(base.decoder, rows)
     assert [count for _, count in known] == [row.answer_tokens for row in rows]
     shifted = [tiny.example([*row.ids[:1], *row.ids[:0:-1]], list(row.answer)) for row in rows]
-    mean, other = (sum(t for t, _ in losses) / sum(n for _, n in losses) for losses in (known, answer_losses(base.decoder, shifted)))
+    mean, other = (
+        sum(t for t, _ in losses) / sum(n for _, n in losses)
+        for losses in (known, answer_losses(base.decoder, shifted))
+    )
     assert mean < 0.3
     assert other > 10 * mean
     assert other > 3.0
+
+
+def test_a_token_is_judged_where_the_one_before_it_stands(base: Base) -> None:
+    rows = tiny.examples(12)
+    expected = []
+    for row in rows:
+        with torch.no_grad():
+            table = base.decoder(torch.tensor([row.ids]))[0].log_softmax(-1)
+        places = [place for place in range(1, len(row.ids)) if row.answer[place]]
+        expected.append((-sum(float(table[place - 1, row.ids[place]]) for place in places), len(places)))
+    np.testing.assert_allclose(answer_losses(base.decoder, rows), expected, rtol=1e-5)
 
 
 def slow(decoder: Decoder, context: list[int], choice: list[int]) -> Continuation:
@@ -237,7 +258,10 @@ def questions(base: Base) -> tuple[list[list[int]], list[list[list[int]]]]:
     generator = random.Random(3)
     choices = []
     for context in LONG:
-        these = [[generator.randrange(3, 300) for _ in range(generator.randint(1, 6))] for _ in range(generator.randint(1, 4))]
+        these = [
+            [generator.randrange(3, 300) for _ in range(generator.randint(1, 6))]
+            for _ in range(generator.randint(1, 4))
+        ]
         these.insert(generator.randint(0, len(these)), greedy(base.decoder, context, generator.randint(1, 4)))
         choices.append(these)
     return LONG, choices
@@ -297,7 +321,7 @@ def test_the_probe_is_made_once_from_the_base_alone(base: Base) -> None:
     (folder,) = (cache_home() / "probes").iterdir()
     assert folder.name.startswith(base.fingerprint[:16])
     assert "float32" in folder.name
-    shake(base.decoder, 0.5)
+    tiny.shake(base.decoder, 0.5)
     again = probe_for(base, engine(base))
     assert torch.equal(first.ids, again.ids)
     assert torch.equal(first.log_p, again.log_p)
@@ -317,147 +341,19 @@ def test_the_probe_begins_as_documents_and_as_conversations(base: Base) -> None:
     assert sample_windows(base, engine(base), windows=4, length=len(opening)).shape == (4, len(opening))
 
 
-def encoded(base: Base, count: int, start: int = 0) -> list[Example]:
-    rows = [{"prompt": f"what is {n} and {n}", "completion": f"it is {2 * n}"} for n in range(start, start + count)]
-    return encode_rows(base.encoder(), rows_from(rows).rows)
-
-
 def test_nothing_that_measures_was_trained_on(base: Base) -> None:
-    train, valid, test = encoded(base, 90), encoded(base, 30, 100), encoded(base, 150, 200)
+    train, valid, test = tiny.encoded(base, 90), tiny.encoded(base, 30, 100), tiny.encoded(base, 150, 200)
     paper = judge.set_paper(base.encoder(), train, valid, test, seed=0)
     trained = {example.ids for example in train}
     assert not trained & {example.ids for example in (*paper.heldout, *paper.valid)}
     assert trained >= {example.ids for example in paper.train}
-    assert (paper.split, len(paper.heldout), len(paper.train), len(paper.valid)) == ("test", judge.ANSWERED_ROWS, 30, 30)
+    assert (paper.split, len(paper.heldout), len(paper.train), len(paper.valid)) == (
+        "test",
+        judge.ANSWERED_ROWS,
+        30,
+        30,
+    )
     runs = {ids[at : at + 8] for ids in trained for at in range(len(ids) - 7)}
     windows = [tuple(window) for window in probe_for(base, engine(base)).ids.tolist()]
     assert runs
     assert not runs & {window[at : at + 8] for window in windows for at in range(len(window) - 7)}
-
-
-def sit(base: Base, paper: judge.Paper) -> judge.Sheet:
-    return judge.sit(base, engine(base), paper, lambda *_: [], lambda _: None)
-
-
-def test_gains_are_measured_on_the_same_rows_before_and_after(base: Base) -> None:
-    paper = judge.set_paper(base.encoder(), encoded(base, 20), encoded(base, 8, 100), [], seed=0)
-    before = sit(base, paper)
-    shake(base.decoder, 0.3)
-    after = sit(base, paper)
-    gained = judge.gained(paper, before, after)
-    assert (gained.rows, gained.split) == (8, "valid")
-    assert [measure.name for measure in gained.measures] == ["exact_match", "rouge_l", "token_f1", "answer_loss"]
-    loss = gained.measures[-1]
-    pooled = [sum(t for t, _ in sheet.losses) / sum(n for _, n in sheet.losses) for sheet in (before, after)]
-    assert [loss.base.value, loss.tuned.value] == pytest.approx(pooled)
-    assert loss.change.value == pytest.approx(pooled[1] - pooled[0])
-    assert not loss.higher_is_better
-    same = judge.gained(paper, before, before)
-    assert [measure.change.value for measure in same.measures] == [0.0] * 4
-    assert len(judge.samples(paper, base.encoder(), before, after)) == judge.SAMPLES
-
-
-def test_plain_text_is_measured_by_its_loss_alone(base: Base) -> None:
-    """A row of plain text asks nothing, so nothing can be answered."""
-    texts = encode_rows(base.encoder(), rows_from([{"text": f"the user said {n}"} for n in range(12)]).rows)
-    paper = judge.set_paper(base.encoder(), texts[:8], texts[8:], [], seed=0)
-    sheet = sit(base, paper)
-    gained = judge.gained(paper, sheet, sheet)
-    assert gained.rows == 4
-    assert [measure.name for measure in gained.measures] == ["answer_loss"]
-    assert judge.samples(paper, base.encoder(), sheet, sheet) == ()
-    assert judge.remembered(sheet, sheet).ratio.value is not None
-
-
-def test_a_paper_is_told_from_another(base: Base) -> None:
-    rows, held = encoded(base, 12), encoded(base, 6, 100)
-
-    def fingerprint(train: list[Example], valid: list[Example]) -> str:
-        return judge.set_paper(base.encoder(), train, valid, [], seed=0).fingerprint
-
-    assert fingerprint(rows, held) == fingerprint(encoded(base, 12), encoded(base, 6, 100))
-    assert len({fingerprint(rows, held), fingerprint(rows[1:], held), fingerprint(rows, held[:-1])}) == 3
-
-
-def test_nothing_held_out_is_nothing_gained(base: Base) -> None:
-    paper = judge.set_paper(base.encoder(), encoded(base, 5), [], [], seed=0)
-    sheet = sit(base, paper)
-    gained = judge.gained(paper, sheet, sheet)
-    assert (gained.rows, gained.measures) == (0, ())
-    remembered = judge.remembered(sheet, sheet)
-    assert (remembered.verdict, remembered.ratio.value, remembered.loss_train.value) == ("unknown", None, None)
-
-
-def losses(*means: float, tokens: int = 8) -> list[tuple[float, int]]:
-    return [(value * tokens, tokens) for value in means]
-
-
-def spread(middle: float) -> list[tuple[float, int]]:
-    return losses(*(middle * (0.9 + 0.2 * n / 19) for n in range(20)))
-
-
-def test_memory_is_made_of_the_right_sides() -> None:
-    found = memory(spread(3.0), spread(1.0), spread(4.0), spread(2.5))
-    assert [found.loss_train.value, found.loss_heldout.value] == pytest.approx([1.0, 2.5])
-    assert found.ratio.value == pytest.approx(2.5)
-    gains = [[before - after for before, after in zip(b, a, strict=True)] for b, a in (
-        ([t for t, _ in spread(3.0)], [t for t, _ in spread(1.0)]),
-        ([t for t, _ in spread(4.0)], [t for t, _ in spread(2.5)]),
-    )]
-    won = [1.0 if one > other else 0.5 if one == other else 0.0 for one in gains[0] for other in gains[1]]
-    assert found.membership_auc.value == pytest.approx(sum(won) / len(won))
-
-
-@pytest.mark.parametrize(
-    ("ratio", "verdict"),
-    [
-        (0.75, "clean"),
-        (1.1875, "clean"),
-        (1.25, "mild"),
-        (1.4375, "mild"),
-        (1.5625, "moderate"),
-        (1.9375, "moderate"),
-        (2.0625, "severe"),
-    ],
-)
-def test_the_verdict_follows_the_ratio(ratio: float, verdict: str) -> None:
-    """Every row's loss fell by one half, so nothing tells members apart: the ratio alone decides."""
-    train, heldout = losses(*[1.0] * 20), losses(*[ratio] * 20)
-    found = memory(losses(*[1.5] * 20), train, losses(*[ratio + 0.5] * 20), heldout)
-    assert found.ratio.value == ratio
-    assert found.membership_auc.value == 0.5
-    assert found.verdict == verdict
-
-
-@pytest.mark.parametrize(("told", "verdict"), [(60, "clean"), (70, "mild"), (85, "moderate"), (98, "severe")])
-def test_the_verdict_follows_who_can_be_told_apart(told: int, verdict: str) -> None:
-    """Of 100 rows `told` fell further than any held-out one, the others less: the area is that share."""
-    train = losses(*[0.99] * told, *[1.01] * (100 - told))
-    found = memory(losses(*[2.0] * 100), train, losses(*[2.0] * 100), losses(*[1.0] * 100))
-    assert found.membership_auc.value == pytest.approx(told / 100)
-    assert found.verdict == verdict
-
-
-def test_extractable_is_what_a_hundred_samples_would_show() -> None:
-    """An answer of probability p shows up in 100 samples with probability 1 - (1 - p)^100: one half at p = 0.0069."""
-    edge = 1 - 0.5 ** (1 / TRIES)
-    tuned = [(-float(np.log(edge * 1.01)), 30), (-float(np.log(edge * 0.99)), 1), (0.0, 5), (50.0, 40)]
-    assert 1 - (1 - edge) ** TRIES == pytest.approx(0.5)
-    found = memory([(90.0, 10)] * 4, tuned, [(90.0, 10)] * 4, [(90.0, 10)] * 4)
-    assert found.extractable.value == 0.5
-    assert found.extractable_base.value == found.extractable_heldout.value == 0.0
-
-
-def test_losses_of_nothing_at_all_do_not_divide_by_zero() -> None:
-    found = memory(spread(2.0), losses(*[0.0] * 20), spread(2.0), spread(1.0))
-    assert found.verdict == "severe"
-    assert found.ratio.value is not None
-    assert np.isfinite([found.ratio.value, found.ratio.high]).all()
-    assert memory(spread(2.0), losses(*[0.0] * 20), spread(2.0), losses(*[0.0] * 20)).ratio.value == 1.0
-
-
-@pytest.mark.parametrize("rows", [0, 1])
-def test_too_few_rows_have_no_verdict(rows: int) -> None:
-    few = losses(*[1.0] * rows)
-    found = memory(few, few, spread(1.0), spread(1.0))
-    assert (found.verdict, found.ratio.value, found.membership_auc.value) == ("unknown", None, None)

@@ -1,4 +1,4 @@
-"""Every technique begins as the base, changes only what it says, survives the disk, and can be taken off or merged in."""
+"""Every technique begins as the base, changes only what it says, survives the disk, and comes off or merges in."""
 
 from __future__ import annotations
 

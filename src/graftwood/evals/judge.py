@@ -28,9 +28,9 @@ ANSWERED_ROWS, MEMORY_ROWS, SAMPLES = 100, 64, 4
 class Paper:
     """The exam of one run: the same rows are put to the base and to the tuned model.
 
-    `heldout` are examples for GAINED from the split called `split`, `asked` those of their rows that have a prompt,
-    which plain text has not. `train` and `valid` are equally many examples for MEMORY; `limit` bounds a generated answer
-    in tokens.
+    `heldout` are examples for GAINED from the split called `split`; `asked` are those of their rows that have a prompt,
+    which plain text has not. `train` and `valid` are equally many examples for MEMORY; `limit` bounds an answer in
+    tokens.
     """
 
     split: str

@@ -78,7 +78,6 @@ def _follow(
         padded = [[*choice[:-1], *[0] * (longest - 1 - max(0, len(choice) - 1))] for choice in live]
         cache.lengths = list(lengths)
         rest = decoder.hidden(torch.tensor(padded, device=decoder.device), cache=cache)
-        cache.lengths = list(lengths)
     results = []
     for row, choice in enumerate(live):
         table = first[row : row + 1]

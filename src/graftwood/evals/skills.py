@@ -15,7 +15,7 @@ from graftwood.evals.checks import followed
 from graftwood.evals.retention import precision
 from graftwood.evals.score import answers, continuations
 from graftwood.evals.task import TASKS, Task
-from graftwood.files import cache_home, sha256_text, storage, write_json
+from graftwood.files import cache_home, storage, write_json
 from graftwood.generate.engine import Engine
 
 MARGIN = 0.02  # a skill counts where the base's lower bound is this far above chance: what was never there is not lost

@@ -28,8 +28,8 @@ _PEFT_READ = frozenset(
     (
         "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "init_lora_weights", "peft_type",
         "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-        "megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying", "loftq_config", "eva_config", "corda_config",
-        "lora_ga_config", "velora_config",
+        "megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying", "loftq_config", "eva_config",
+        "corda_config", "lora_ga_config", "velora_config",
     )
 )  # fmt: skip
 _PEFT_OFF: tuple[Any, ...] = (None, False, "none", {}, [])

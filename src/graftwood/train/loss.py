@@ -48,12 +48,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + CHUNK)
             logits = (hidden[rows] @ weight.T).float()
             target = targets[rows].unsqueeze(1)
-            normaliser = logits.logsumexp(1, keepdim=True)
-            total += (normaliser - logits.gather(1, target)).sum()
+            log_shares = logits.log_softmax(1)
+            total -= log_shares.gather(1, target).sum()
             if d_hidden is None and d_head is None:
                 continue
-            # softmax minus one-hot, in the buffer of the logits
-            slope = logits.sub_(normaliser).exp_()
+            # softmax minus one-hot, in the same buffer
+            slope = log_shares.exp_()
             slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
             slope = slope.to(hidden.dtype)
             if d_hidden is not None:

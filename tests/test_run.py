@@ -1,0 +1,104 @@
+"""Whole runs of a tiny model: every file they leave, what Python gets back, resuming and handing over."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import decoder, model_folder
+
+import graftwood as gw
+from graftwood.config import resolve
+from graftwood.errors import ConfigError, DataError
+from graftwood.evals.report import read_report
+from graftwood.handover import export
+
+ROWS = [{"prompt": f"say {word}:", "completion": f" {word} {word}"} for word in "the user said that system is here".split()]
+QUICK = {"epochs": 2, "batch": 2, "evaluations": 2, "quiet": True, "held_out": 0.3, "max_length": 64, "lr": 1e-3}
+
+
+@pytest.fixture
+def model(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> gw.Model:
+    folder = model_folder(tmp_path / "base", tokenizer_files, decoder(max_positions=512))
+    return gw.load(folder)
+
+
+@pytest.mark.parametrize("technique", ["lora", "full"])
+def test_a_run_leaves_everything_it_promises(technique: str, model: gw.Model, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = gw.tune(model, ROWS, out=out.as_posix(), technique=technique, **QUICK)
+    left = {path.name for path in out.iterdir()}
+    result = "adapter" if technique == "lora" else "model"
+    assert {"run.toml", "metrics.jsonl", "curve.svg", "report.json", "report.html", "checkpoints", result} <= left
+    assert read_report(out) == run.report
+    assert run.report.gained.rows == run.report.data_rows["valid"]
+    assert run.report.kept.drift.value is not None
+    assert run.report.kept.drift.value > 0
+    assert run.report.memory.loss_train.value is not None
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in logged if "loss" in record] == list(range(1, run.report.chosen.steps + 1))
+    again = gw.load(out)
+    assert again.generate(["say the:"], max_tokens=8) == run.model.generate(["say the:"], max_tokens=8)
+
+
+def test_its_run_file_repeats_it(model: gw.Model, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    first = gw.tune(model, data, out=str(tmp_path / "one"), rank=2, **QUICK)
+    config = resolve(tmp_path / "one" / "run.toml", {"out": str(tmp_path / "two")})
+    assert config.options == {"rank": 2}
+    options = config.model_dump(exclude={"model", "data"}) | {"quiet": True}
+    second = gw.tune(gw.load(tmp_path / "base"), data, **options)
+    assert second.report.gained == first.report.gained
+    weights = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
+def test_a_used_folder_is_refused_and_an_empty_one_cannot_be_resumed(model: gw.Model, tmp_path: Path) -> None:
+    gw.tune(model, ROWS, out=str(tmp_path / "run"), **QUICK)
+    fresh = gw.load(tmp_path / "base")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        gw.tune(fresh, ROWS, out=str(tmp_path / "run"), **QUICK)
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        gw.tune(fresh, ROWS, out=str(tmp_path / "other"), resume=True, **QUICK)
+    with pytest.raises(ConfigError, match="already carries an adapter"):
+        gw.tune(model, ROWS, out=str(tmp_path / "third"), **QUICK)
+
+
+def test_an_interrupted_run_reports_and_goes_on(model: gw.Model, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = QUICK | {"epochs": 400, "evaluations": 2}
+
+    def interrupt() -> None:
+        log = out / "metrics.jsonl"
+        while not (log.exists() and log.read_text().count("\n") > 3):
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    run = gw.tune(model, ROWS, out=str(out), **options)
+    assert run.report.chosen.stopped == "stopped by you"
+    assert 0 < run.report.chosen.steps < 800
+    done = gw.tune(gw.load(tmp_path / "base"), ROWS, out=str(out), resume=True, **options)
+    assert done.report.chosen.stopped != "stopped by you"
+    assert done.report.chosen.steps > run.report.chosen.steps
+
+
+def test_an_export_gives_the_same_logits(model: gw.Model, tmp_path: Path) -> None:
+    run = gw.tune(model, ROWS, out=str(tmp_path / "run"), **QUICK)
+    ids = torch.tensor([run.model.base.tokenizer.encode("say here:")])
+    wanted = run.model.base.decoder(ids)
+    assert export(run.model, tmp_path / "exported") < 1e-4
+    assert torch.allclose(gw.load(tmp_path / "exported").base.decoder(ids), wanted, atol=1e-4)
+
+
+def test_bad_rows_stop_a_run_before_it_starts(model: gw.Model, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="data:2"):
+        gw.tune(model, [ROWS[0], {"prompt": "x"}], out=str(tmp_path / "run"), **QUICK)
+    assert not (tmp_path / "run").exists()
