@@ -14,7 +14,7 @@ import pytest
 # Waiting threads that spin slow a shared machine down many times over; read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-import torch  # noqa: E402
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from graftwood.base import Base, open_base
@@ -32,9 +32,10 @@ CHATML = (
 CPU = Place(torch.device("cpu"), torch.float32)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _threads() -> None:
-    torch.set_num_threads(2)
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> None:
+    """Tiny models gain nothing from a second thread and lose much where another process wants the core."""
+    torch.set_num_threads(2 if request.node.get_closest_marker("real") else 1)
 
 
 @pytest.fixture(autouse=True)

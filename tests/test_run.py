@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import decoder, model_folder
 
 import graftwood as gw
 from graftwood.config import resolve
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals.report import read_report
 from graftwood.handover import export
+from tiny import decoder, model_folder
 
-ROWS = [{"prompt": f"say {word}:", "completion": f" {word} {word}"} for word in "the user said that system is here".split()]
+WORDS = ("the", "user", "said", "that", "system", "is", "here")
+ROWS = [{"prompt": f"say {word}:", "completion": f" {word} {word}"} for word in WORDS]
 QUICK = {"epochs": 2, "batch": 2, "evaluations": 2, "quiet": True, "held_out": 0.3, "max_length": 64, "lr": 1e-3}
 
 

@@ -6,23 +6,20 @@ the folder before it untouched.
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from graftwood.base import Base
 from graftwood.errors import ConfigError, ModelError
 from graftwood.files import atomic_folder, storage, write_json
-from graftwood.model.weights import save_tensors, to_files
+from graftwood.model.weights import save_tensors, to_files, write_tensors
 from graftwood.technique import Technique
 from graftwood.techniques.lora import LoRA
 
@@ -44,7 +41,7 @@ def save_adapter(base: Base, technique: Technique, folder: Path) -> None:
     config = technique.describe(str(base.folder)) | {"peft_version": "0.21.0"}
     notes = {"base": base.name, "base_fingerprint": base.fingerprint, "technique": technique.name}
     with storage(f"write {folder}"), atomic_folder(folder) as work:
-        _save(technique.files(base.decoder), work / ADAPTER_WEIGHTS)
+        write_tensors(technique.files(base.decoder), work / ADAPTER_WEIGHTS)
         write_json(work / ADAPTER_CONFIG, config)
         write_json(work / "graftwood.json", notes)
 
@@ -87,8 +84,7 @@ def save_model(base: Base, folder: Path) -> None:
             if (base.folder / name).exists():
                 shutil.copyfile(base.folder / name, work / name)
         _check_handover(base, work)
-        with _system_errors(work):
-            save_tensors(to_files(decoder), work)
+        save_tensors(to_files(decoder), work)
 
 
 def _check_handover(base: Base, work: Path) -> None:
@@ -115,8 +111,8 @@ class Saved:
 def save_step(folder: Path, saved: Saved) -> None:
     """Write a step folder whole or not at all."""
     with storage(f"save the checkpoint {folder}"), atomic_folder(folder) as work:
-        _save(saved.trained, work / "trained.safetensors")
-        _save(saved.optimiser, work / "optimiser.safetensors")
+        write_tensors(saved.trained, work / "trained.safetensors")
+        write_tensors(saved.optimiser, work / "optimiser.safetensors")
         write_json(work / "state.json", saved.state)
 
 
@@ -145,20 +141,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"there is no {path}") from None
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is damaged or cut short ({error})") from None
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    with _system_errors(path):
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-
-
-@contextmanager
-def _system_errors(path: Path) -> Iterator[None]:
-    """Give back the operating system's error, which safetensors wraps in its own."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

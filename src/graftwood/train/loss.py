@@ -46,9 +46,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(targets), CHUNK):
             rows = slice(start, start + CHUNK)
-            logits = (hidden[rows] @ weight.T).float()
             target = targets[rows].unsqueeze(1)
-            log_shares = logits.log_softmax(1)
+            log_shares = (hidden[rows] @ weight.T).float().log_softmax(1)
             total -= log_shares.gather(1, target).sum()
             if d_hidden is None and d_head is None:
                 continue
