@@ -3,10 +3,10 @@
 Letters: B batch, T tokens, C channels, H heads, D head size, N tokens of all documents together, R rank.
 
 Three of the parts have a hand-written backward. Autograd's own is right but wasteful on a CPU, where each pass over a
-`[N, C]` tensor costs as much as many matmul rows: it materialises one gradient per consumer and adds them up, and keeps
-intermediates that are cheap to compute again. A norm and a gated activation keep their inputs for their own backward, so
-the projection that reads their output keeps nothing: it has them make it `again`. The laws in `tests/laws` hold each to
-autograd's result.
+`[N, C]` tensor costs as much as many matmul rows: it materialises one gradient per consumer and adds them up, and
+keeps intermediates that are cheap to compute again. A norm and a gated activation keep their inputs for their own
+backward, so the projection that reads their output keeps nothing: it has them make it `again`. The laws in
+`tests/laws` hold each to autograd's result.
 """
 
 from __future__ import annotations
