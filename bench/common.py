@@ -90,8 +90,12 @@ class Side:
                 stderr=errors,
                 text=True,
             )
-        self.ready = self._read()
         self.turns: list[Turn] = []
+        try:
+            self.ready = self._read()
+        except BaseException:
+            self._end()
+            raise
 
     def turn(self) -> Turn:
         """Give the turn, and get back what the side says of it and what the rest of the machine did meanwhile."""
@@ -119,6 +123,9 @@ class Side:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._process.terminate()
         self._process.communicate()
         self._folder.cleanup()
