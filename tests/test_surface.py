@@ -158,7 +158,7 @@ def test_figures_come_from_the_summary_alone() -> None:
         "peer": "6 tokens/s with a peer",
     }
     shown = script["with_figures"](page, {"speed": line | {"source": "bench/results/speed.json"}})
-    assert "| speed | **1.5** times as fast | 9 tokens/s | 6 tokens/s with a peer | [`python -m bench.speed`]" in shown
+    assert "| speed | **1.5** times as fast | 9 tokens/s | 6 tokens/s with a peer | [speed.json]" in shown
     assert shown.startswith("above ")
     assert shown.endswith(" below")
     assert "old" not in shown
