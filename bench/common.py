@@ -161,7 +161,7 @@ def finish(
     turns = [turn for group in sides.values() for side in group for turn in side.turns]
     shares = [turn["others_share"] for turn in turns if turn["others_share"] is not None]
     counts = not given.smoke and (not needs_quiet or all(share <= QUIET for share in shares))
-    target = (RESULTS if counts else ASIDE) / f"{command}.json"
+    target = (RESULTS if counts else ASIDE) / f"{command.replace(' ', '_')}.json"
     record = {
         "command": f"python -m bench.{command}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

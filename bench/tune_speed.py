@@ -94,7 +94,7 @@ def main() -> int:
     ):
         take_turns((ours, peer), given.rounds)
     return finish(
-        f"tune_speed_{given.kind}", given, figures(given.kind, choice, ours, peer),
+        f"tune_speed {given.kind}", given, figures(given.kind, choice, ours, peer),
         {"ours": [ours], "peer": [peer], "trials": list(trials.values())},
         rows=workload.described(chosen), others_share_before=before, peer_options={"name": choice, **selected},
         parameters={key: value for key, value in work.items() if key not in ("rows", "gguf")},

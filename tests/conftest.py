@@ -17,6 +17,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+import tiny
 from graftwood.base import Base, open_base
 from graftwood.errors import ModelError
 from graftwood.model.architecture import ARCHITECTURES
@@ -62,20 +63,7 @@ def tiny_config() -> Callable[..., ModelConfig]:
     """`tiny_config(architecture, **changes)`: sizes small enough for a test, grouped heads included."""
 
     def make(architecture: str = "llama", **changes: Any) -> ModelConfig:
-        config = ModelConfig(
-            architecture=architecture,
-            vocab_size=320,
-            hidden_size=32,
-            layers=2,
-            heads=4,
-            kv_heads=2,
-            head_size=8,
-            feed_forward_size=48,
-            max_positions=128,
-            norm_eps=1e-5,
-            rope_theta=10_000.0,
-        )
-        return replace(config, **changes)
+        return replace(tiny.CONFIG, **{"architecture": architecture, "init_std": 0.02} | changes)
 
     return make
 

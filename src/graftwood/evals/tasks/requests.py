@@ -1,6 +1,7 @@
 """Short requests to an assistant, each judged by program: does the model still do what it is told?
 
 The requests are Graftwood's own, of kinds of which a small chat model follows most: there must be something to lose.
+They were chosen with the answers of SmolLM2-135M-Instruct in view, which flatters that base slightly.
 """
 
 from graftwood.evals.task import Item, Task, pocket
