@@ -6,7 +6,6 @@ Data goes to stdout, everything else to stderr. An error of the user's is one li
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +34,7 @@ from graftwood.flags import (
     normal,
     tune_signature,
 )
+from graftwood.waiting import say_how_to_wait
 
 if TYPE_CHECKING:
     from graftwood.run import Model
@@ -347,9 +347,7 @@ def _size(count: int) -> str:
 
 def main() -> None:
     """Entry point of `graft`."""
-    # OpenMP's threads wait for each other by spinning. Where another process holds a core that costs a factor of ten,
-    # measured; a short spin costs nothing on an idle machine. It must be said before torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    say_how_to_wait(briefly=sys.argv[1:2] in (["generate"], ["chat"]))
     sys.exit(guarded(lambda: app([normal(argument) for argument in sys.argv[1:]], standalone_mode=False)))
 
 

@@ -79,6 +79,21 @@ def test_packed_documents_do_not_see_each_other(name: str, lengths: tuple[int, .
 
 
 @architectures
+def test_alternatives_of_a_document_do_not_see_each_other(name: str, tiny_config: TinyConfig) -> None:
+    decoder = decoder_of(tiny_config(name))
+    stems, forks = (5, 1, 7), ((3, 1, 4), (2, 0), ())
+    lengths = [stem + sum(ends) for stem, ends in zip(stems, forks, strict=True)]
+    ids = tokens(1, sum(lengths))
+    found = decoder.logits(decoder.hidden(ids, lengths, forks=forks))
+    for document, logits, stem, ends in zip(ids.split(lengths, 1), found.split(lengths, 1), stems, forks, strict=True):
+        common, *alternatives = document.split([stem, *ends], dim=1)
+        torch.testing.assert_close(logits[:, :stem], decoder(common), rtol=1e-5, atol=1e-5)
+        for alternative, told in zip(alternatives, logits[:, stem:].split(ends, dim=1) if ends else (), strict=True):
+            alone = decoder(torch.cat([common, alternative], dim=1))[:, stem:]
+            torch.testing.assert_close(told, alone, rtol=1e-5, atol=1e-5)
+
+
+@architectures
 @variants
 def test_write_then_read_is_the_identity(name: str, changes: dict[str, Any], tiny_config: TinyConfig) -> None:
     architecture = ARCHITECTURES.get(name)

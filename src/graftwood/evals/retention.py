@@ -9,6 +9,7 @@ Letters: W windows, T tokens, K words kept, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ from graftwood.model.decoder import Decoder
 
 WINDOWS, LENGTH, WORDS = 48, 128, 64
 VERSION = 1
-_CHUNK = 128
+_TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,11 @@ def sample_windows(base: Base, engine: Engine, windows: int = WINDOWS, length: i
     """Text the base writes at temperature 1 from nothing, [W, T]; it may run past the end of a document."""
     document = [base.tokenizer.bos if base.tokenizer.bos is not None else base.tokenizer.eos[0]]
     conversation = base.template.opening()[: length // 2] if base.template.own else []
-    free = Engine(engine.decoder, eos=(), decode=None)
     rows: list[list[int]] = [[]] * windows
     for place, start in enumerate((document, conversation or document)):
         starts = [start] * len(rows[place::2])
-        sampling = Sampling(temperature=1.0, max_tokens=length - len(start), seed=place)
-        rows[place::2] = [[*start, *done.ids] for done in free.generate(starts, sampling, batch=24)]
+        sampling = Sampling(temperature=1.0, max_tokens=length - len(start), seed=place, ignore_eos=True)
+        rows[place::2] = [[*start, *done.ids] for done in engine.generate(starts, sampling, batch=24)]
     return torch.tensor(rows)
 
 
@@ -93,34 +93,31 @@ def precision(decoder: Decoder) -> str:
 def score_probe(decoder: Decoder, ids: Tensor) -> Probe:
     """What a model expects after each token of the windows."""
     words, log_p = [], []
-    for window in ids:
-        for logits in _window_logits(decoder, window):
-            top = logits.log_softmax(-1).topk(WORDS, dim=-1)
-            words.append(top.indices)
-            log_p.append(_with_rest(top.values))
-    shape = (ids.shape[0], ids.shape[1], -1)
-    return Probe(ids, torch.cat(words).view(shape).cpu(), torch.cat(log_p).view(shape).cpu())
+    for logits in _logits(decoder, ids):
+        top = logits.log_softmax(-1).topk(WORDS, dim=-1)
+        words.append(top.indices.cpu())
+        log_p.append(_with_rest(top.values).cpu())
+    return Probe(ids, torch.stack(words), torch.stack(log_p))
 
 
 @torch.inference_mode()
 def compare(decoder: Decoder, probe: Probe) -> Moved:
     """How far `decoder` is from the model that made the probe."""
     drift, agreement = [], []
-    for window, words, log_p in zip(probe.ids, probe.words, probe.log_p, strict=True):
-        log_q, same = [], []
-        for logits, chunk in zip(_window_logits(decoder, window), words.split(_CHUNK), strict=True):
-            chunk = chunk.to(logits.device)
-            log_q.append(_with_rest(logits.log_softmax(-1).gather(-1, chunk)))
-            same.append(logits.argmax(-1) == chunk[:, 0])
-        divergence = (log_p.exp() * (log_p - torch.cat(log_q).cpu())).sum(-1)
+    for logits, words, log_p in zip(_logits(decoder, probe.ids), probe.words, probe.log_p, strict=True):
+        log_q = _with_rest(logits.log_softmax(-1).gather(-1, words.to(logits.device))).cpu()
+        divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
         drift.append(float(divergence.double().mean()))
-        agreement.append(float(torch.cat(same).double().mean()))
+        agreement.append(float((logits.argmax(-1).cpu() == words[:, 0]).double().mean()))
     return Moved(np.array(drift), np.array(agreement))
 
 
-def _window_logits(decoder: Decoder, window: Tensor) -> list[Tensor]:
-    hidden = decoder.hidden(window[None].to(decoder.device), (len(window),))[0]
-    return [decoder.logits(part) for part in hidden.split(_CHUNK)]
+def _logits(decoder: Decoder, ids: Tensor) -> Iterator[Tensor]:
+    """Logits after every token of a window, [T, V], window by window; the blocks are passed by several at once."""
+    length = ids.shape[1]
+    for group in ids.to(decoder.device).split(_TOGETHER):
+        hidden = decoder.hidden(group.reshape(1, -1), (length,) * len(group))
+        yield from map(decoder.logits, hidden.view(len(group), length, -1))
 
 
 def _with_rest(log_probabilities: Tensor) -> Tensor:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 
 import torch
-from torch import Tensor
 
 from graftwood.data.batch import packs
 from graftwood.data.encode import Example
 from graftwood.generate.engine import Engine
 from graftwood.generate.sampling import Sampling
 from graftwood.model.decoder import Decoder
-from graftwood.train.loss import token_losses
+from graftwood.train.loss import CHUNK, token_losses
 
-ROWS = 16
 TOKENS = 1024
+ROWS = 48  # answers that grow together: decoding is bound by reading weights until there are about as many
 
 
 @dataclass(frozen=True)
@@ -36,57 +36,62 @@ def continuations(
     decoder: Decoder, contexts: Sequence[Sequence[int]], choices: Sequence[Sequence[Sequence[int]]]
 ) -> list[list[Continuation]]:
     """Every choice of every context scored; a context is read once, whatever the number of its choices."""
-    results: list[list[Continuation]] = [[] for _ in contexts]
-    order = sorted(range(len(contexts)), key=lambda index: len(contexts[index]))
-    for start in range(0, len(order), ROWS):
-        rows = order[start : start + ROWS]
-        for index, scored in zip(rows, _score_group(decoder, contexts, choices, rows), strict=True):
-            results[index] = scored
-    return results
+    results: list[list[Continuation]] = []
+    group: list[_Asked] = []
+    for context, endings in zip(contexts, choices, strict=True):
+        asked = _Asked(context, endings)
+        if group and sum(one.tokens for one in group) + asked.tokens > TOKENS:
+            results += _score(decoder, group)
+            group = []
+        group.append(asked)
+    return results + (_score(decoder, group) if group else [])
 
 
-def _score_group(
-    decoder: Decoder, contexts: Sequence[Sequence[int]], choices: Sequence[Sequence[Sequence[int]]], rows: list[int]
-) -> list[list[Continuation]]:
-    lengths = [len(contexts[row]) for row in rows]
-    longest = max((len(choice) for row in rows for choice in choices[row]), default=0)
-    cache = decoder.new_cache(len(rows), max(lengths) + longest)
-    packed = torch.tensor([[index for row in rows for index in contexts[row]]], device=decoder.device)
-    ends = torch.tensor(lengths).cumsum(0) - 1
-    first = decoder.logits(decoder.hidden(packed, lengths, cache)[0, ends]).log_softmax(-1)
-    scored: list[list[Continuation]] = [[] for _ in rows]
-    for number in range(max(len(choices[row]) for row in rows)):
-        live = [choices[row][number] if number < len(choices[row]) else () for row in rows]
-        log_probabilities = _follow(decoder, cache, lengths, first, live)
-        for place, (choice, values) in enumerate(zip(live, log_probabilities, strict=True)):
-            if choice:
-                total = float(values[:, 0].sum())
-                scored[place].append(Continuation(total, len(choice), bool(values[:, 1].all())))
-    return scored
+@dataclass(frozen=True)
+class _Asked:
+    """A context and its choices as one document; the last token of a choice predicts nothing, so it is not read."""
+
+    context: Sequence[int]
+    choices: Sequence[Sequence[int]]
+
+    @property
+    def forks(self) -> list[int]:
+        return [len(choice) - 1 for choice in self.choices]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.context) + sum(self.forks)
+
+    def predictions(self, start: int) -> list[int]:
+        """Where the tokens of all choices are predicted, in a pack where this document begins at `start`."""
+        last = start + len(self.context) - 1
+        place, found = last + 1, []
+        for length in self.forks:
+            found += [last, *range(place, place + length)]
+            place += length
+        return found
 
 
-def _follow(
-    decoder: Decoder, cache: object, lengths: list[int], first: Tensor, live: Sequence[Sequence[int]]
-) -> list[Tensor]:
-    """For each row, `[tokens, 2]`: log-probability of each token of its choice, and whether it is the likeliest."""
-    from graftwood.model.attention import KVCache
-
-    assert isinstance(cache, KVCache)
-    longest = max(len(choice) for choice in live)
-    rest = None
-    if longest > 1:
-        padded = [[*choice[:-1], *[0] * (longest - 1 - max(0, len(choice) - 1))] for choice in live]
-        cache.lengths = list(lengths)
-        rest = decoder.hidden(torch.tensor(padded, device=decoder.device), cache=cache)
-    results = []
-    for row, choice in enumerate(live):
-        table = first[row : row + 1]
-        if rest is not None and len(choice) > 1:
-            table = torch.cat([table, decoder.logits(rest[row, : len(choice) - 1]).log_softmax(-1)])
-        ids = torch.tensor(choice, dtype=torch.long, device=table.device)
-        table = table[: len(choice)]
-        results.append(torch.stack([table.gather(1, ids[:, None])[:, 0], (table.argmax(-1) == ids).float()], dim=1))
-    return results
+def _score(decoder: Decoder, group: Sequence[_Asked]) -> list[list[Continuation]]:
+    ids = [index for asked in group for part in (asked.context, *(c[:-1] for c in asked.choices)) for index in part]
+    starts = accumulate((asked.tokens for asked in group), initial=0)
+    predict = [place for asked, start in zip(group, starts, strict=False) for place in asked.predictions(start)]
+    targets = torch.tensor([index for asked in group for choice in asked.choices for index in choice])
+    hidden = decoder.hidden(
+        torch.tensor([ids], device=decoder.device),
+        [asked.tokens for asked in group],
+        forks=[asked.forks for asked in group],
+    )[0, predict]
+    told = []
+    for part, target in zip(hidden.split(CHUNK), targets.to(decoder.device).split(CHUNK), strict=True):
+        logits = decoder.logits(part)
+        chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
+        told.append(torch.stack([chosen - logits.logsumexp(1), (chosen >= logits.amax(1)).float()], dim=1).cpu())
+    lengths = [len(choice) for asked in group for choice in asked.choices]
+    scored = (
+        Continuation(float(one[:, 0].sum()), len(one), bool(one[:, 1].all())) for one in torch.cat(told).split(lengths)
+    )
+    return [list(islice(scored, len(asked.choices))) for asked in group]
 
 
 @torch.inference_mode()
@@ -105,4 +110,4 @@ def answer_losses(decoder: Decoder, examples: Sequence[Example]) -> list[tuple[f
 
 def answers(engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
     """Greedy answers."""
-    return [done.text for done in engine.generate(prompts, Sampling(max_tokens=max_tokens))]
+    return [done.text for done in engine.generate(prompts, Sampling(max_tokens=max_tokens), batch=ROWS)]

@@ -47,8 +47,7 @@ class Engine:
         self, decoder: Decoder, eos: Sequence[int], decode: BPETokenizer | None = None, fast: bool = True
     ) -> None:
         self.decoder = decoder
-        self._reader = shadow(decoder)
-        self._plan = decode_plan(decoder) if fast else self._reader
+        self._plan = decode_plan(decoder) if fast else shadow(decoder)
         self._eos = frozenset(eos)
         self._tokenizer = decode
 
@@ -59,7 +58,7 @@ class Engine:
         """
         assert self._tokenizer is not None, "a stream of text needs a tokenizer"
         (row,) = self._rows([prompt], sampling)
-        batch = _Batch(self._reader, self._plan, self._eos, sampling, 1, row.total)
+        batch = _Batch(self._plan, self._eos, sampling, 1, row.total)
         given = 0
         batch.step([row])
         while True:
@@ -82,9 +81,7 @@ class Engine:
             return []
         # Neighbours of like length read fewer positions for each other; the longest come first, to fail or fit at once.
         waiting = deque(sorted(rows, key=lambda row: -len(row.prompt)))
-        growing = _Batch(
-            self._reader, self._plan, self._eos, sampling, min(batch, len(rows)), max(row.total for row in rows)
-        )
+        growing = _Batch(self._plan, self._eos, sampling, min(batch, len(rows)), max(row.total for row in rows))
         while waiting or growing.rows:
             growing.step(_next(waiting, growing.room))
         return [row.completion() for row in rows]
@@ -92,7 +89,7 @@ class Engine:
     def _rows(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[_Row]:
         if sampling.stop and self._tokenizer is None:
             raise ConfigError(f"stop={sampling.stop!r} needs a tokenizer to find texts in ids; give the engine one")
-        limit = self._reader.config.max_positions
+        limit = self._plan.config.max_positions
         for number, prompt in enumerate(prompts):
             if not 0 < len(prompt) < limit:
                 raise GraftError(
@@ -144,11 +141,10 @@ class _Row:
 class _Batch:
     """Rows that grow together, in the order the cache has them."""
 
-    def __init__(
-        self, reader: Decoder, plan: Decoder, eos: frozenset[int], sampling: Sampling, rows: int, capacity: int
-    ) -> None:
+    def __init__(self, plan: Decoder, eos: frozenset[int], sampling: Sampling, rows: int, capacity: int) -> None:
         self.rows: list[_Row] = []
-        self._reader, self._plan, self._eos, self._sampling = reader, plan, eos, sampling
+        self._plan, self._sampling = plan, sampling
+        self._eos = frozenset() if sampling.ignore_eos else eos
         with torch.inference_mode():
             self._cache = plan.new_cache(rows, capacity)
 
@@ -178,7 +174,7 @@ class _Batch:
         lengths = [len(row.prompt) for row in joining]
         ids = self._tensor([[index for row in joining for index in row.prompt]])
         ends = self._tensor(lengths).cumsum(0) - 1
-        return self._reader.hidden(ids, documents=lengths, cache=self._cache)[0, ends]
+        return self._plan.hidden(ids, documents=lengths, cache=self._cache)[0, ends]
 
     def _seen(self) -> Tensor | None:
         """Which tokens the repetition penalty is for, [B, V]."""

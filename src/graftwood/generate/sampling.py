@@ -22,8 +22,8 @@ class Sampling:
 
     Of the tokens, `top_k` keeps the most probable so many (0: all), `top_p` the fewest that reach that mass, `min_p`
     those at least that share of the most probable one. `repetition_penalty` divides positive logits of tokens seen and
-    multiplies negative ones. Units: `max_tokens` in tokens, `stop` are texts. Raises: ConfigError listing all that is
-    out of range.
+    multiplies negative ones. `ignore_eos` goes on after an end token as after any other. Units: `max_tokens` in tokens,
+    `stop` are texts. Raises: ConfigError listing all that is out of range.
     """
 
     temperature: float = 0.0
@@ -34,6 +34,7 @@ class Sampling:
     seed: int = 0
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         allowed = {

@@ -87,15 +87,18 @@ class KVCache:
 class Scope:
     """What one forward pass tells every attention layer: where each token stands and what it may see.
 
-    `documents` are the lengths of sequences laid end to end in a batch of one; none sees another. With `cache`, keys
-    and values go to its `slots`, and tokens that continue rows see those of `seen`, which has two entries a layer.
+    `documents` are the lengths of sequences laid end to end in a batch of one; none sees another. `masks` are
+    for documents that are more than a sequence. With `cache`, keys and values go to its `slots`, and tokens that
+    continue rows see those of `seen`, which has two entries a layer.
 
-    Shapes: cos and sin [B or 1, T, 1, D/2], mask [B, 1, T, filled] (0 or -inf), seen [B, G, filled, D].
+    Shapes: cos and sin [B or 1, T, 1, D/2], mask [B, 1, T, filled] (0 or -inf), seen [B, G, filled, D], each of masks
+    [T, T] of its document (True: visible).
     """
 
     cos: Tensor
     sin: Tensor
     documents: tuple[int, ...] | None = None
+    masks: tuple[Tensor, ...] | None = field(default=None, repr=False)
     cache: KVCache | None = None
     slots: Tensor | None = field(default=None, repr=False)
     mask: Tensor | None = field(default=None, repr=False)
@@ -105,6 +108,24 @@ class Scope:
 def packed_positions(documents: Sequence[int], device: torch.device) -> Tensor:
     """Each token's position in its own document."""
     return torch.cat([torch.arange(length, device=device) for length in documents])
+
+
+def forked_positions(documents: Sequence[int], forks: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Positions of documents that end in alternatives: each alternative goes on where their common part ended."""
+    pieces = []
+    for length, ends in zip(documents, forks, strict=True):
+        stem = length - sum(ends)
+        pieces += [torch.arange(stem, device=device), *(torch.arange(stem, stem + end, device=device) for end in ends)]
+    return torch.cat(pieces)
+
+
+def forked_mask(length: int, ends: Sequence[int], device: torch.device) -> Tensor:
+    """What the tokens of one such document see, [T, T]: the common part and their own alternative, up to themselves."""
+    branch = torch.repeat_interleave(
+        torch.arange(len(ends) + 1, device=device), torch.tensor([length - sum(ends), *ends], device=device)
+    )
+    related = (branch == 0) | (branch.unsqueeze(1) == branch)
+    return related.tril_()
 
 
 class Attention(nn.Module):
@@ -135,22 +156,25 @@ def attend(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, scope: Scope, layer: 
         assert scope.slots is not None
         scope.cache.write(layer, scope.slots, k_BTGD, v_BTGD)
     if scope.documents is not None:
-        return _packed(q_BTHD, k_BTGD, v_BTGD, scope.documents)
+        return _packed(q_BTHD, k_BTGD, v_BTGD, scope.documents, scope.masks)
     if scope.cache is not None:
         return _continued(q_BTHD, scope.seen[2 * layer], scope.seen[2 * layer + 1], scope.mask)
     return _causal(q_BTHD, k_BTGD, v_BTGD)
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+    seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+    return seen.transpose(1, 2)
 
 
-def _packed(q: Tensor, k: Tensor, v: Tensor, documents: tuple[int, ...]) -> Tensor:
+def _packed(
+    q: Tensor, k: Tensor, v: Tensor, documents: tuple[int, ...], masks: tuple[Tensor, ...] | None = None
+) -> Tensor:
     if len(documents) == 1:
-        return _causal(q, k, v)
-    parts = zip(*(y.split(documents, dim=1) for y in (q, k, v)), strict=True)
-    return torch.cat([_causal(*part) for part in parts], dim=1)
+        return _causal(q, k, v, *(masks or ()))
+    parts = [y.split(documents, dim=1) for y in (q, k, v)]
+    return torch.cat([_causal(*part) for part in zip(*parts, *([masks] if masks else []), strict=True)], dim=1)
 
 
 def _continued(q: Tensor, keys_BGSD: Tensor, values_BGSD: Tensor, mask: Tensor | None) -> Tensor:

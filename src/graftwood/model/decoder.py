@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graftwood.model.architecture import Architecture
-from graftwood.model.attention import KVCache, Scope, packed_positions
+from graftwood.model.attention import KVCache, Scope, forked_mask, forked_positions, packed_positions
 from graftwood.model.config import ModelConfig
 from graftwood.model.layers import Linear, rotary_tables
 
@@ -70,13 +70,25 @@ class Decoder(nn.Module):
             return self.embedding.weight
         return cast(Linear, self.get_submodule(self.architecture.names.head)).weight
 
-    def hidden(self, ids_BT: Tensor, documents: Sequence[int] | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        documents: Sequence[int] | None = None,
+        cache: KVCache | None = None,
+        forks: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
         """Final hidden states, [B, T, C].
 
         With `documents` the batch is one row of sequences laid end to end, each seeing only itself. With `cache` they
-        become rows of it; `[B, T]` tokens without documents continue the B rows it has.
+        become rows of it; `[B, T]` tokens without documents continue the B rows it has. With `forks` each document ends
+        in alternatives of these lengths: they see what comes before all of them, and not each other.
         """
-        scope = self._scope(ids_BT, None if documents is None else tuple(documents), cache)
+        if forks is None:
+            scope = self._scope(ids_BT, None if documents is None else tuple(documents), cache)
+        else:
+            assert documents is not None, "forks are the ends of packed documents"
+            assert cache is None, "forks are read in one pass, without a cache"
+            scope = self._forked(tuple(documents), forks, ids_BT.device)
         x = self.embedding(ids_BT).to(self.compute_dtype)
         for block in self.blocks:
             x = block(x, scope)
@@ -150,9 +162,15 @@ class Decoder(nn.Module):
             assert sum(documents) == tokens, "packed documents fill their batch exactly"
         if cache is not None:
             return cache.advance(tokens) if documents is None else cache.admit(documents)
-        positions = packed_positions(documents or (tokens,), ids.device)
-        cos, sin = (table[None, :, None].to(self.compute_dtype) for table in rotary_tables(self.config, positions))
-        return Scope(cos, sin, documents)
+        return Scope(*self._rotary(packed_positions(documents or (tokens,), ids.device)), documents)
+
+    def _forked(self, documents: tuple[int, ...], forks: Sequence[Sequence[int]], device: torch.device) -> Scope:
+        masks = tuple(forked_mask(length, ends, device) for length, ends in zip(documents, forks, strict=True))
+        return Scope(*self._rotary(forked_positions(documents, forks, device)), documents, masks)
+
+    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary_tables(self.config, positions)
+        return cos[None, :, None].to(self.compute_dtype), sin[None, :, None].to(self.compute_dtype)
 
 
 def count_parameters(parameters: Iterable[Tensor]) -> int:
