@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from graftwood.runtime import place
 MODEL = "smollm2-135m"
 SHORTEST, LONGEST = 48, 256  # tokens of a row
 ANSWER_SHARE = 0.3
+TOKENS_PER_WORD = 1.15  # of the words below, as the base's tokenizer cuts them, sentence marks included
 RANK, ALPHA = 16, 32
 
 _TEXT = """
@@ -33,15 +33,16 @@ WORDS = tuple(_TEXT.split())
 
 
 def rows(count: int, seed: int = 0) -> list[Row]:
-    """Prompt and completion pairs; lengths are log-normal about 110 words, within the shortest and the longest."""
+    """Prompt and completion pairs; logarithms of their lengths lie evenly between the shortest and the longest."""
     source = random.Random(seed)
+    lengths = [SHORTEST * (LONGEST / SHORTEST) ** ((number + 0.5) / count) for number in range(count)]
+    source.shuffle(lengths)
     made: list[Row] = []
-    while len(made) < count:
-        words = round(source.lognormvariate(math.log(110), 0.5))
-        if SHORTEST + 8 <= words <= LONGEST - 24:
-            answer = max(4, round(words * ANSWER_SHARE))
-            prompt, completion = _text(source, words - answer), _text(source, answer)
-            made.append(Row("completion", prompt=prompt, completion=" " + completion))
+    for length in lengths:
+        words = round(length / TOKENS_PER_WORD)
+        answer = max(4, round(words * ANSWER_SHARE))
+        prompt, completion = _text(source, words - answer), _text(source, answer)
+        made.append(Row("completion", prompt=prompt, completion=" " + completion))
     return made
 
 
@@ -56,11 +57,10 @@ def _text(source: random.Random, words: int) -> str:
 
 
 def examples(encoder: Encoder, count: int) -> list[Example]:
-    """The first `count` rows whose encoding has between the shortest and the longest number of tokens."""
-    encoded = [encoder.example(row) for row in rows(2 * count)]
-    fitting = [example for example in encoded if SHORTEST <= len(example.ids) <= LONGEST]
-    assert len(fitting) >= count, "the rows are made to fit"
-    return fitting[:count]
+    """The rows, encoded."""
+    encoded = [encoder.example(row) for row in rows(count)]
+    assert all(SHORTEST <= len(example.ids) <= LONGEST for example in encoded), "the rows are made to fit"
+    return encoded
 
 
 def open_model() -> Base:

@@ -62,7 +62,8 @@ print(hashlib.sha256(b"\0".join([project, root.encode(), *map(str.encode, rest)]
 PYTHON_CODE
 }
 
+# Without compiling: that takes longer than the rest, and most of torch's modules are never imported.
 pip_install() {
-  "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-input "$@" ||
+  "$VENV/bin/python" -m pip install -qq --no-compile --disable-pip-version-check --no-input "$@" ||
     fail "pip could not install $* (its message is above); check the network and pip's index settings, then run this again"
 }

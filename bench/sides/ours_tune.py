@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from graftwood.preparation import prepare
+
+prepare(briefly=False)  # as the command does, before torch is imported
+
+# ruff: noqa: E402
 import time
 from dataclasses import asdict
 from pathlib import Path

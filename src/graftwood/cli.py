@@ -34,7 +34,7 @@ from graftwood.flags import (
     normal,
     tune_signature,
 )
-from graftwood.waiting import say_how_to_wait
+from graftwood.preparation import prepare
 
 if TYPE_CHECKING:
     from graftwood.run import Model
@@ -347,7 +347,7 @@ def _size(count: int) -> str:
 
 def main() -> None:
     """Entry point of `graft`."""
-    say_how_to_wait(briefly=sys.argv[1:2] in (["generate"], ["chat"]))
+    prepare(briefly=sys.argv[1:2] in (["generate"], ["chat"]))
     sys.exit(guarded(lambda: app([normal(argument) for argument in sys.argv[1:]], standalone_mode=False)))
 
 
