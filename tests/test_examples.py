@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples" / "orders"
-ROWS = {"train": 240, "valid": 40, "test": 60}
+ROWS = {"train": 200, "valid": 40, "test": 60}
 KEYS = ["intent", "product", "quantity", "day", "urgent"]
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "dozen"]
 NUMBERS = {word: number for number, word in enumerate(WORDS, 1)} | {"a": 1, "an": 1, "twenty": 20, "forty": 40}

@@ -289,7 +289,7 @@ def shared(one: set[str], other: set[str]) -> float:
 def main(folder: Path) -> None:
     """Write both files into `folder`."""
     used: list[set[str]] = []
-    for name, words, count, seed in (("train", TRAIN, 240, 1), ("valid", VALID, 40, 2)):
+    for name, words, count, seed in (("train", TRAIN, 200, 1), ("valid", VALID, 40, 2)):
         text = "\n".join(Maker(words, random.Random(seed)).rows(count, used)) + "\n"
         (folder / f"{name}.jsonl").write_bytes(text.encode())
 

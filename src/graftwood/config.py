@@ -43,7 +43,7 @@ class RunConfig(BaseModel):
     clip: Annotated[float, Field(gt=0, description="largest gradient norm")] = 1.0
     max_length: Annotated[int, Field(ge=8, description="tokens a row may have; what is beyond is cut")] = 1024
     token_budget: Annotated[int, Field(ge=64, description="tokens computed at once: memory against speed")] = 1024
-    evaluations: Annotated[int, Field(ge=1, description="validations during the run")] = 5
+    evaluations: Annotated[int, Field(ge=1, description="validations during the run")] = 4
     patience: Annotated[int, Field(ge=1, description="validations without improvement before stopping")] = 3
     save_seconds: Annotated[float, Field(gt=0, description="longest time between two checkpoints")] = 300.0
     seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of split, order and initial values")] = 0

@@ -167,7 +167,7 @@ def samples(paper: Paper, encoder: Encoder, before: Sheet, after: Sheet) -> tupl
     return tuple((right[:share] + wrong[: SAMPLES - share]) or rows[:SAMPLES])
 
 
-def drift_gauge(base: Base, probe: Probe, windows: int = 6) -> Callable[[], float]:
+def drift_gauge(base: Base, probe: Probe, windows: int = 4) -> Callable[[], float]:
     """A quick drift reading for the live line."""
     small = probe.first(windows)
     return lambda: float(compare(base.decoder, small).drift.mean())

@@ -26,7 +26,7 @@ from graftwood.generate.sampling import Sampling
 from graftwood.model.decoder import Decoder
 
 WINDOWS, LENGTH, WORDS = 48, 128, 64
-VERSION = 1
+VERSION = 2
 _TOGETHER = 8
 
 
@@ -76,12 +76,11 @@ def sample_windows(base: Base, engine: Engine, windows: int = WINDOWS, length: i
     """Text the base writes at temperature 1 from nothing, [W, T]; it may run past the end of a document."""
     document = [base.tokenizer.bos if base.tokenizer.bos is not None else base.tokenizer.eos[0]]
     conversation = base.template.opening()[: length // 2] if base.template.own else []
-    rows: list[list[int]] = [[]] * windows
-    for place, start in enumerate((document, conversation or document)):
-        starts = [start] * len(rows[place::2])
-        sampling = Sampling(temperature=1.0, max_tokens=length - len(start), seed=place, ignore_eos=True)
-        rows[place::2] = [[*start, *done.ids] for done in engine.generate(starts, sampling, batch=24)]
-    return torch.tensor(rows)
+    starts = [(document, conversation or document)[place % 2] for place in range(windows)]
+    # An end token ends no window; one that had fewer tokens to begin with is cut to the length of the others.
+    sampling = Sampling(temperature=1.0, max_tokens=length - len(document), ignore_eos=True)
+    written = engine.generate(starts, sampling, batch=windows)
+    return torch.tensor([[*start, *done.ids][:length] for start, done in zip(starts, written, strict=True)])
 
 
 def precision(decoder: Decoder) -> str:
