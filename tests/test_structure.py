@@ -35,7 +35,7 @@ LAYERS = (
     ("checkpoint",),
     ("train", "generate"),
     ("evals",),
-    ("progress",),
+    ("progress", "draft"),
     ("tuning",),
     ("run",),
     ("graftwood", "handover", "cache", "flags"),

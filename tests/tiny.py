@@ -17,6 +17,7 @@ from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder
 from graftwood.model.weights import save_tensors, to_files
+from graftwood.technique import TECHNIQUES, Technique
 from graftwood.train.loop import Plan
 
 VOCABULARY = 320
@@ -34,6 +35,16 @@ CONFIG = ModelConfig(
     rope_theta=10_000.0,
     init_std=0.2,
 )
+# Defaults of these techniques are made for larger models.
+OPTIONS: dict[str, dict[str, object]] = {
+    "adapter": {"reduction": 4},
+    "oft": {"block": 8},
+    "prefix": {"tokens": 5},
+    "prompt": {"tokens": 5},
+    "ptuning": {"tokens": 5},
+    "shira": {"rank": 2},
+    "vera": {"rank": 8},
+}
 PLAN = Plan(
     learning_rate=1e-2,
     weight_decay=0.0,
@@ -47,6 +58,11 @@ PLAN = Plan(
     patience=3,
     save_seconds=1000.0,
 )
+
+
+def technique(name: str, **options: object) -> Technique:
+    """A technique with its defaults, where they fit matrices this small."""
+    return TECHNIQUES.get(name).parse(OPTIONS.get(name, {}) | options)
 
 
 def decoder(seed: int = 0, **changes: object) -> Decoder:

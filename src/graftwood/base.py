@@ -16,7 +16,7 @@ from graftwood.errors import ModelError
 from graftwood.files import atomic_folder, cache_home, sha256_file, sha256_text, storage
 from graftwood.model.decoder import Decoder
 from graftwood.model.gguf import GGUFFile
-from graftwood.model.weights import fingerprint, load_decoder, save_tensors, shard_files
+from graftwood.model.weights import fingerprint, load_decoder, outline, save_tensors, shard_files
 from graftwood.runtime import Place
 
 CONVERSION = 1  # raised whenever a conversion writes something else, so that older caches are not read
@@ -40,8 +40,8 @@ class Base:
     licence: str | None
 
     def encoder(self, max_length: int | None = None) -> Encoder:
-        """An encoder of rows for this base, cutting at `max_length` or at the model's context."""
-        limit = self.decoder.config.max_positions
+        """An encoder of rows for this base, cutting at `max_length` or at what the context has room for."""
+        limit = self.decoder.context
         return Encoder(self.tokenizer, self.template, min(max_length or limit, limit))
 
 
@@ -50,8 +50,7 @@ def open_base(source: str, place: Place) -> Base:
 
     Raises: ModelError when it is missing, damaged, or of a kind that is not read.
     """
-    fetched = hub.fetch(source)
-    folder = convert(fetched.path) if fetched.path.is_file() else fetched.path
+    fetched, folder = _found(source)
     decoder = load_decoder(folder, place)
     tokenizer = bpe.from_folder(folder)
     if tokenizer.vocab_size > decoder.config.vocab_size:
@@ -62,6 +61,16 @@ def open_base(source: str, place: Place) -> Base:
     # A path is remembered whole: what is written about this base may be read from another folder.
     lasting = str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
     return Base(fetched.name, lasting, folder, _fingerprint(folder), decoder, tokenizer, template, fetched.licence)
+
+
+def base_outline(source: str) -> Decoder:
+    """The decoder of a base without its weights: what can be checked before they are loaded."""
+    return outline(_found(source)[1])
+
+
+def _found(source: str) -> tuple[hub.Fetched, Path]:
+    fetched = hub.fetch(source)
+    return fetched, convert(fetched.path) if fetched.path.is_file() else fetched.path
 
 
 def converted_folder() -> Path:

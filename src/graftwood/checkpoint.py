@@ -17,11 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from graftwood.base import Base
-from graftwood.errors import ConfigError, ModelError
+from graftwood.errors import ConfigError, ModelError, nearest
 from graftwood.files import atomic_folder, storage, write_json
 from graftwood.model.weights import save_tensors, to_files, write_tensors
-from graftwood.technique import Technique
-from graftwood.techniques.lora import LoRA
+from graftwood.technique import TECHNIQUES, Technique
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -37,12 +36,18 @@ _CARRIED = (
 
 
 def save_adapter(base: Base, technique: Technique, folder: Path) -> None:
-    """Write what the technique trained as a PEFT adapter folder that records its base's fingerprint."""
-    config = technique.describe(str(base.folder)) | {"peft_version": "0.21.0"}
+    """Write what the technique trained as an adapter folder, PEFT's where PEFT has it, with its base's fingerprint."""
+    config = {
+        "peft_type": technique.peft_type,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base.folder),
+        "inference_mode": True,
+        "peft_version": "0.21.0",
+    }
     notes = {"base": base.name, "base_fingerprint": base.fingerprint, "technique": technique.name}
     with storage(f"write {folder}"), atomic_folder(folder) as work:
-        write_tensors(technique.files(base.decoder), work / ADAPTER_WEIGHTS)
-        write_json(work / ADAPTER_CONFIG, config)
+        write_tensors(technique.files(base.decoder), work / technique.weights_file)
+        write_json(work / ADAPTER_CONFIG, config | technique.describe(base.decoder))
         write_json(work / "graftwood.json", notes)
 
 
@@ -53,9 +58,7 @@ def load_adapter(base: Base, folder: Path) -> Technique:
     """
     if not (folder / ADAPTER_CONFIG).exists():
         raise ModelError(f"{folder} is no adapter folder: one has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
-    config = _read(folder / ADAPTER_CONFIG)
-    if config.get("peft_type") != "LORA":
-        raise ConfigError(f"{folder}: peft_type {config.get('peft_type')!r} is not read; readable: LORA")
+    technique = _technique(_read(folder / ADAPTER_CONFIG), folder)
     notes = _read(folder / "graftwood.json") if (folder / "graftwood.json").exists() else {}
     recorded = notes.get("base_fingerprint", base.fingerprint)
     if recorded != base.fingerprint:
@@ -63,11 +66,23 @@ def load_adapter(base: Base, folder: Path) -> Technique:
             f"{folder} was trained on {notes.get('base')} ({recorded[:12]}), not on {base.name} "
             f"({base.fingerprint[:12]}); load the base it was trained on"
         )
-    technique = LoRA.from_peft(config)
     technique.apply(base.decoder, seed=0)
-    technique.load(base.decoder, load_tensors(folder / ADAPTER_WEIGHTS))
+    technique.load(base.decoder, load_tensors(folder / technique.weights_file))
     base.decoder.requires_grad_(False).eval()
     return technique
+
+
+def _technique(config: dict[str, Any], folder: Path) -> Technique:
+    kinds = TECHNIQUES.all().values()
+    found = [kind for kind in kinds if kind.opens(config)]
+    if not found:
+        readable = sorted({kind.peft_type for kind in kinds if kind.peft_type})
+        given = config.get("peft_type")
+        raise ConfigError(
+            f"{folder}: peft_type {given!r} is not read.{nearest(str(given), readable)} Readable: {', '.join(readable)}."
+        )
+    assert len(found) == 1, f"{folder} is of {len(found)} techniques"
+    return found[0].from_peft(config)
 
 
 def save_model(base: Base, folder: Path) -> None:

@@ -283,25 +283,18 @@ def cache(
 
 @app.command()
 def techniques(json_: JsonFlag = False) -> None:
-    """List the tuning techniques with what each trains, its options and its source."""
+    """List the tuning techniques: what each trains, saves and costs, its options and its source."""
     from graftwood.technique import TECHNIQUES
 
-    rows = [
-        {
-            "name": name,
-            "title": kind.title,
-            "options": {key: info.default for key, info in kind.model_fields.items()},
-            "learning_rate": kind.learning_rate,
-            "source": kind.source,
-        }
-        for name, kind in TECHNIQUES.all().items()
-    ]
+    rows = [kind.summary() for kind in TECHNIQUES.all().values()]
     if json_:
         _print_json(rows)
         return
-    for name, kind in TECHNIQUES.all().items():
-        options = ", ".join(f"{key}={info.default}" for key, info in kind.model_fields.items()) or "none"
-        print(f"{name:8} {kind.title}; options: {options}; lr {kind.learning_rate:g}; {kind.source}")
+    for row in rows:
+        options = ", ".join(f"{key}={value}" for key, value in row["options"].items()) or "none"
+        print(f"{row['name']:8} {row['title']}: {row['formula']}")
+        print(f"{'':8} trains {row['trains']}; saves {row['saves']}; costs {row['costs']}")
+        print(f"{'':8} options: {options}; lr {row['learning_rate']:g}; {row['source']}")
 
 
 def _version(wanted: bool) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from graftwood.errors import ConfigError, nearest
 from graftwood.files import atomic_write
 
-Option = str | int | float | bool | tuple[str, ...]
+Option = str | int | float | bool | tuple[str, ...] | dict[str, int | float]
 
 
 class RunConfig(BaseModel):
@@ -96,6 +96,8 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     # JSON's strings are TOML's, but for one character that TOML wants escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from graftwood.base import Base, open_base
+from graftwood.base import Base, base_outline, open_base
 from graftwood.checkpoint import load_adapter, save_model
 from graftwood.config import RunConfig, read_toml, resolve
 from graftwood.data.rows import Turn
+from graftwood.draft import IN_MEMORY, draft
 from graftwood.errors import ConfigError, ModelError
 from graftwood.evals.card import Card
 from graftwood.generate.engine import Completion, Engine
 from graftwood.generate.sampling import Sampling
+from graftwood.model.decoder import Decoder
 from graftwood.model.weights import fingerprint
 from graftwood.progress import Display
 from graftwood.runtime import place
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast
-from graftwood.tuning import IN_MEMORY, draft, execute, prepare, preview, run_folder
+from graftwood.tuning import execute, prepare, preview, run_folder
 
 
 @dataclass
@@ -141,8 +143,6 @@ def tune(
     known["options"] = {**known.get("options", {}), **own}
     source = model if isinstance(model, str) else model.base.source
     config = resolve(None, known | {"model": source, "data": str(data) if rows is None else IN_MEMORY})
-    if isinstance(model, Model) and model.technique is not None:
-        raise ConfigError("the model already carries an adapter; call model.merge() first, or load the base anew")
     opened = model if isinstance(model, Model) else None
     return run(config, Display(quiet), resume, opened, rows)
 
@@ -156,7 +156,7 @@ def run(
 ) -> Run:
     """One run from a resolved configuration; what can be checked without the model is checked before it is opened."""
     out = run_folder(config, resume)
-    drafted = draft(config, rows)
+    drafted = draft(config, rows, _outline(config, model))
     model = model or load(config.model, device=config.device, dtype=config.dtype)
     job = prepare(drafted, model.base, display)
     preview(job, display)
@@ -172,9 +172,21 @@ def run(
 
 def dry_run(config: RunConfig, display: Display) -> Forecast:
     """What a run would do and take, without doing it."""
-    drafted = draft(config)
+    drafted = draft(config, outline=_outline(config, None))
     model = load(config.model, device=config.device, dtype=config.dtype)
     return preview(prepare(drafted, model.base, display), display)
+
+
+def _outline(config: RunConfig, model: Model | None) -> Callable[[], Decoder]:
+    """How to get the decoder a run begins with, without its weights where they are not loaded yet."""
+    source, adapter = _run_parts(config.model)
+
+    def plain() -> Decoder:
+        if adapter is not None or (model is not None and model.technique is not None):
+            raise ConfigError("the model already carries an adapter; merge it first, or load the base anew")
+        return base_outline(source) if model is None else model.base.decoder
+
+    return plain
 
 
 def _run_parts(model: str) -> tuple[str, Path | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,8 +19,11 @@ from graftwood.registry import Registry
 class Technique(BaseModel, ABC):
     """An entry of `techniques/`. Its fields are the options a user may set.
 
-    `learning_rate` is the default with its reason. `writes_base` is true where training changes the base's own
-    parameters, so that the result is a model of its own and not an adapter.
+    `learning_rate` is the default with its reason; `formula`, `trains`, `cost` and the `example` flags are for people
+    who choose. `writes_base` is true where training changes the base's own parameters, so that the result is a model
+    of its own and not an adapter. `starts_at_base` is false where the model computes something else before the first
+    step, `draws` where nothing of the start is random. `cannot_merge` says why there is no matrix to fold the result
+    into. `peft_type` is what an `adapter_config.json` calls it, `weights_file` where its tensors are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -30,8 +33,48 @@ class Technique(BaseModel, ABC):
     source: ClassVar[str]
     learning_rate: ClassVar[float]
     learning_rate_reason: ClassVar[str]
+    formula: ClassVar[str]
+    example: ClassVar[str] = ""
+    trains: ClassVar[str]
+    cost: ClassVar[str]
     weight_decay: ClassVar[float] = 0.0
     writes_base: ClassVar[bool] = False
+    starts_at_base: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+    cannot_merge: ClassVar[str | None] = None
+    peft_type: ClassVar[str | None] = None
+    weights_file: ClassVar[str] = "adapter_model.safetensors"
+
+    @classmethod
+    def summary(cls) -> dict[str, Any]:
+        """What there is to know before choosing."""
+        merges = "nothing to merge" if cls.writes_base else f"no: {cls.cannot_merge}" if cls.cannot_merge else "yes"
+        return {
+            "name": cls.name,
+            "title": cls.title,
+            "formula": cls.formula,
+            "trains": cls.trains,
+            "saves": "a whole model" if cls.writes_base else f"an adapter folder ({cls.peft_type})",
+            "costs": cls.cost,
+            "merges": merges,
+            "options": {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()},
+            "learning_rate": cls.learning_rate,
+            "learning_rate_reason": cls.learning_rate_reason,
+            "source": cls.source,
+        }
+
+    def read(self, encode: Callable[[str], Sequence[int]]) -> Self:
+        """The same with every text among the options turned into tokens."""
+        return self
+
+    def problems(self, decoder: Decoder) -> list[str]:
+        """All that keeps these options from fitting this decoder, whose parameters may have no values."""
+        return []
+
+    def check(self, decoder: Decoder) -> None:
+        """Raises: ConfigError with all the problems."""
+        if found := self.problems(decoder):
+            raise ConfigError("; ".join(found))
 
     @abstractmethod
     def apply(self, decoder: Decoder, seed: int) -> None:
@@ -48,13 +91,37 @@ class Technique(BaseModel, ABC):
     def load(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors that `files` gave back. Raises: ConfigError listing all that do not fit."""
 
-    @abstractmethod
     def merge(self, decoder: Decoder) -> None:
-        """Fold what was trained into the base's parameters and leave a plain decoder."""
+        """Fold what was trained into the base's parameters and leave a plain decoder.
 
-    def describe(self, base_name: str) -> dict[str, Any]:
-        """The technique's part of an adapter folder: its `adapter_config.json`."""
+        Raises: ConfigError where there is nothing it could be folded into.
+        """
+        raise ConfigError(f"{self.name} cannot be merged: {self.cannot_merge}")
+
+    def rates(self, decoder: Decoder) -> dict[str, float]:
+        """What multiplies the learning rate, for each parameter that does not train at the rate itself."""
+        return {}
+
+    def stage(self, decoder: Decoder, progress: float) -> frozenset[str] | None:
+        """The parameters that train at this share of the run; None for all that `apply` chose."""
+        return None
+
+    def describe(self, decoder: Decoder) -> dict[str, Any]:
+        """The technique's own part of an `adapter_config.json`."""
         raise ConfigError(f"{self.name} writes a whole model, not an adapter")
+
+    @classmethod
+    def opens(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a published `adapter_config.json` is of this technique."""
+        return cls.peft_type is not None and config.get("peft_type") == cls.peft_type
+
+    @classmethod
+    def from_peft(cls, config: Mapping[str, Any]) -> Self:
+        """The technique an `adapter_config.json` describes.
+
+        Raises: ConfigError naming every field whose value changes the result and is not implemented here.
+        """
+        raise ConfigError(f"{cls.name} has no adapter folders")
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> Self:

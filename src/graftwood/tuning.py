@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from graftwood.checkpoint import save_adapter, save_model, step_folders
 from graftwood.config import RunConfig, resolve, save_toml
 from graftwood.data.audit import audit
 from graftwood.data.encode import Example, encode_rows
-from graftwood.data.sources import Source, Splits, load_splits
+from graftwood.data.sources import Splits
+from graftwood.draft import IN_MEMORY, Draft
 from graftwood.errors import ConfigError, StorageError
 from graftwood.evals import judge, skills
 from graftwood.evals.card import Card, Chosen, Cost, CurvePoint
@@ -33,14 +35,11 @@ from graftwood.generate.engine import Engine
 from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display, duration, size
 from graftwood.runtime import machine, peak_memory_bytes
-from graftwood.technique import TECHNIQUES, Technique
+from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast, forecast
 from graftwood.train.loop import Evaluated, Plan, Stepped, Trainer
 
 _FREE = ("out", "device")  # what a resumed run may change
-
-
-IN_MEMORY = "rows"  # what a configuration calls data that came as objects, from no file
 
 
 @dataclass(frozen=True)
@@ -59,67 +58,16 @@ class Job:
     warnings: tuple[str, ...]
 
 
-def choose(config: RunConfig) -> tuple[Technique, Plan, dict[str, str]]:
-    """Technique, training plan and the reason of each value that was not given.
-
-    Raises: ConfigError for an unknown technique or an option it does not have.
-    """
-    kind = TECHNIQUES.get(config.technique)
-    technique = kind.parse(config.options)
-    given = "as given"
-    reasons = {
-        "learning rate": given if config.lr is not None else kind.learning_rate_reason,
-        "epochs": given if "epochs" in config.model_fields_set else "few: small data is learned by heart soon after",
-        "batch": given if "batch" in config.model_fields_set else "LoRA Without Regret finds small batches safest",
-        "schedule": f"{config.warmup:.0%} warm-up, then linear decay to zero, as in transformers",
-    }
-    plan = Plan(
-        learning_rate=config.lr if config.lr is not None else kind.learning_rate,
-        weight_decay=config.weight_decay if config.weight_decay is not None else kind.weight_decay,
-        batch=config.batch,
-        epochs=config.epochs,
-        seed=config.seed,
-        clip=config.clip,
-        warmup_share=config.warmup,
-        token_budget=config.token_budget,
-        evaluations=config.evaluations,
-        patience=config.patience,
-        save_seconds=config.save_seconds,
-    )
-    return technique, plan, reasons
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A run as far as it can be checked before any weight is loaded."""
-
-    config: RunConfig
-    technique: Technique
-    plan: Plan
-    reasons: dict[str, str]
-    splits: Splits
-
-
-def draft(config: RunConfig, data: Source | None = None) -> Draft:
-    """Choose the technique and read the rows.
-
-    Raises: ConfigError for an unknown technique or option, DataError for bad rows.
-    """
-    technique, plan, reasons = choose(config)
-    valid, test = (Path(path) if path else None for path in (config.valid, config.test))
-    splits = load_splits(data if data is not None else Path(config.data), valid, test, config.held_out, config.seed)
-    return Draft(config, technique, plan, reasons, splits)
-
-
 def prepare(drafted: Draft, base: Base, display: Display) -> Job:
     """Encode the rows, say what they are, and put the technique on the base.
 
     Raises: DataError for rows that do not fit the model, ConfigError for options that do not fit the base.
     """
-    config, technique, splits = _lasting(drafted.config, base), drafted.technique, drafted.splits
+    config, splits = _lasting(drafted.config, base), drafted.splits
+    technique = drafted.technique.read(base.tokenizer.encode)
+    technique.apply(base.decoder, config.seed)
     encoder = base.encoder(config.max_length)
     train, valid, test = (encode_rows(encoder, rows) for rows in (splits.train, splits.valid, splits.test))
-    technique.apply(base.decoder, config.seed)
     warnings = _describe(display, splits, train, [*valid, *test], encoder.max_length)
     return Job(config, base, technique, drafted.plan, drafted.reasons, splits, train, valid, test, warnings)
 
@@ -186,11 +134,12 @@ def execute(job: Job, out: Path, display: Display, resume: bool) -> Card:
         save_toml(job.config.model_copy(update={"out": str(out)}), out / "run.toml")
     started = time.monotonic()
     base = job.base
-    engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
-    with display.stage("text of the base itself, to measure drift"):
-        probe = probe_for(base, engine)
     paper = judge.set_paper(base.encoder(job.config.max_length), job.train, job.valid, job.test, job.config.seed)
-    before = _before(job, engine, paper, out, display)
+    with base.decoder.without_deltas():
+        engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
+        with display.stage("text of the base itself, to measure drift"):
+            probe = probe_for(base, engine)
+        before = _before(job, engine, paper, out, display)
     measured = time.monotonic() - started
 
     trainer, curve = _train(job, probe, out, display, resume)
@@ -242,8 +191,7 @@ def _before(job: Job, engine: Engine, paper: judge.Paper, out: Path, display: Di
         pairs = {key: [(total, count) for total, count in stored[key]] for key in ("losses", "train", "valid")}
         scores = [skills.Scores(TASKS.get(name), tuple(right)) for name, right in stored["scores"].items()]
         return judge.Sheet(tuple(stored["said"]), scores=scores, **pairs)
-    with job.base.decoder.without_deltas():
-        sheet = judge.sit(job.base, engine, paper, skills.base_scores, lambda what: display.say(f"base: {what}"))
+    sheet = judge.sit(job.base, engine, paper, skills.base_scores, lambda what: display.say(f"base: {what}"))
     stored = {"key": key, **asdict(replace(sheet, scores=[])), "scores": {s.task.name: s.right for s in sheet.scores}}
     with storage(f"write {kept}"):
         write_json(kept, stored)
@@ -252,7 +200,9 @@ def _before(job: Job, engine: Engine, paper: judge.Paper, out: Path, display: Di
 
 def _train(job: Job, probe: Probe, out: Path, display: Display, resume: bool) -> tuple[Trainer, tuple[CurvePoint, ...]]:
     gauge = judge.drift_gauge(job.base, probe)
-    trainer = Trainer(job.base.decoder, job.train, job.valid, job.plan, out / "checkpoints", gauge)
+    decoder, technique = job.base.decoder, job.technique
+    rates, stage = technique.rates(decoder), partial(technique.stage, decoder)
+    trainer = Trainer(decoder, job.train, job.valid, job.plan, out / "checkpoints", gauge, rates, stage)
     resumed = resume and trainer.resume()
     if resumed:
         display.say(f"resumed at step {trainer.progress.step} of {trainer.order.steps}")

@@ -20,10 +20,11 @@ import torch
 from graftwood.base import open_base
 from graftwood.checkpoint import load_step, step_folders
 from graftwood.config import RunConfig
+from graftwood.draft import draft
 from graftwood.evals.retention import Probe, score_probe
 from graftwood.progress import Display
 from graftwood.runtime import Place
-from graftwood.tuning import Job, _train, draft, prepare
+from graftwood.tuning import Job, _train, prepare
 
 ROWS = [
     {"prompt": f"what is {n} and {n}", "completion": f"the answer is {'here ' * (n % 5)}{2 * n}"} for n in range(40)

@@ -25,6 +25,7 @@ from graftwood.checkpoint import load_step, step_folders
 from graftwood.config import RunConfig, save_toml
 from graftwood.data.batch import Order, pack
 from graftwood.data.encode import Example
+from graftwood.draft import draft
 from graftwood.errors import ConfigError, StorageError
 from graftwood.model.decoder import Decoder
 from graftwood.progress import Display
@@ -32,7 +33,7 @@ from graftwood.technique import TECHNIQUES
 from graftwood.train.loop import Evaluated, NonFiniteLossError, Plan, Stepped, Trainer, mean_loss
 from graftwood.train.loss import CHUNK, summed_loss, token_losses
 from graftwood.train.optim import optimiser_tensors, schedule
-from graftwood.tuning import draft, execute, prepare
+from graftwood.tuning import execute, prepare
 
 techniques = pytest.mark.parametrize("name", TECHNIQUES.names())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,15 @@ import tiny
 from conftest import CPU
 from graftwood.data.batch import pack
 from graftwood.errors import ConfigError
+from graftwood.generate.packed import decode_plan
+from graftwood.model.architecture import ARCHITECTURES
+from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder
 from graftwood.model.weights import SINGLE, load_decoder
 from graftwood.technique import TECHNIQUES, Technique
 from graftwood.train.loss import summed_loss, token_losses
 
+TinyConfig = Callable[..., ModelConfig]
 techniques = pytest.mark.parametrize("name", TECHNIQUES.names())
 adapters = pytest.mark.parametrize("name", [n for n in TECHNIQUES.names() if not TECHNIQUES.get(n).writes_base])
 BATCH = pack(tiny.examples(8))
@@ -38,9 +43,17 @@ def base(folder: Path) -> Decoder:
 
 
 def put(name: str, decoder: Decoder, seed: int = 0) -> Technique:
-    technique = TECHNIQUES.get(name).parse({})
+    technique = tiny.technique(name)
     technique.apply(decoder, seed)
     return technique
+
+
+def refusal(name: str, decoder: Decoder) -> str | None:
+    """Why this technique cannot be merged into this decoder."""
+    made = TECHNIQUES.get(name)
+    if name == "bitfit" and decoder.without_place():
+        return "no biases that these could become"
+    return made.cannot_merge
 
 
 def logits(decoder: Decoder) -> Tensor:
@@ -72,23 +85,32 @@ def trained_pair(name: str, base: Decoder) -> tuple[Technique, Tensor, Tensor]:
 
 
 @techniques
-def test_at_first_the_output_is_the_bases(name: str, base: Decoder) -> None:
+def test_at_first_the_output_is_the_bases_or_the_entry_says_otherwise(name: str, base: Decoder) -> None:
     before = logits(base)
     put(name, base)
-    assert torch.equal(logits(base.train()), before)
-    assert torch.equal(logits(base.eval()), before)
+    same = TECHNIQUES.get(name).starts_at_base
+    assert torch.equal(logits(base.train()), before) == same
+    assert torch.equal(logits(base.eval()), before) == same
 
 
 @techniques
-def test_what_trains_is_what_the_files_hold(name: str, base: Decoder) -> None:
+def test_what_trains_shows_in_the_files(name: str, base: Decoder) -> None:
     own = {path for path, _ in base.named_parameters()}
     technique = put(name, base)
     trained = base.trained()
     assert trained
     assert all(p.dtype == torch.float32 for p in trained.values())
-    assert set(trained) == own if technique.writes_base else not own & set(trained)
-    held = {tensor.data_ptr() for tensor in technique.files(base).values()}
-    assert held == {parameter.data_ptr() for parameter in trained.values()}
+    assert not technique.writes_base or set(trained) <= own
+    train(base, steps=1)  # so that a second factor which starts at zero does not hide the first
+    before = {path: tensor.clone() for path, tensor in technique.files(base).items()}
+    for path, parameter in trained.items():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter += 0.1
+            after = technique.files(base)
+            changed = [name for name in before if not torch.equal(before[name], after[name])]
+            parameter.copy_(kept)
+        assert changed, path
 
 
 @techniques
@@ -104,9 +126,12 @@ def test_training_changes_what_it_may_and_nothing_else(name: str, base: Decoder,
     digest = hashlib.sha256((folder / SINGLE).read_bytes()).hexdigest()
     own = {path: p.detach().clone() for path, p in base.named_parameters()}
     technique = put(name, base)
+    may = set(base.trained()) if technique.writes_base else set()
     train(base)
-    same = {path for path, p in base.named_parameters() if path in own and torch.equal(p, own[path])}
-    assert same == (set() if technique.writes_base else set(own))
+    with base.without_deltas():
+        now = dict(base.named_parameters())
+        assert now.keys() == own.keys()
+        assert {path for path in own if not torch.equal(now[path], own[path])} == may
     assert hashlib.sha256((folder / SINGLE).read_bytes()).hexdigest() == digest
 
 
@@ -116,7 +141,9 @@ def test_what_is_saved_and_loaded_gives_the_same_logits(name: str, base: Decoder
     save_file(technique.files(base), tmp_path / "trained.safetensors")
     again = load_decoder(folder, CPU)
     put(name, again, seed=1).load(again, load_file(tmp_path / "trained.safetensors"))
-    assert torch.equal(logits(again), after)
+    # A network that made what was saved is not in the file, and its last bits need not come out again.
+    torch.testing.assert_close(logits(again), after, rtol=1e-5, atol=1e-5)
+    assert torch.equal(logits(again), after) or name == "ptuning"
 
 
 @techniques
@@ -125,15 +152,21 @@ def test_the_seed_decides_the_start(name: str, folder: Path) -> None:
         decoder = load_decoder(folder, CPU)
         return list(put(name, decoder, seed).files(decoder).values())
 
+    kind = TECHNIQUES.get(name)
     assert all(torch.equal(a, b) for a, b in zip(start(3), start(3), strict=True))
-    if not TECHNIQUES.get(name).writes_base:
-        assert not all(torch.equal(a, b) for a, b in zip(start(3), start(4), strict=True))
+    drawn = kind.draws and not kind.writes_base
+    assert all(torch.equal(a, b) for a, b in zip(start(3), start(4), strict=True)) != drawn
 
 
 @techniques
-def test_merged_equals_unmerged(name: str, base: Decoder) -> None:
+def test_merged_equals_unmerged_or_the_entry_says_why_not(name: str, base: Decoder) -> None:
     paths = {path for path, _ in base.named_parameters()}
     technique, _, after = trained_pair(name, base)
+    if why := refusal(name, base):
+        with pytest.raises(ConfigError, match=f"{name} cannot be merged: .*{re.escape(why)}"):
+            technique.merge(base)
+        assert torch.equal(logits(base), after), "a refusal changes nothing"
+        return
     technique.merge(base)
     assert {path for path, _ in base.named_parameters()} == paths
     assert base.trained() == {}
@@ -155,13 +188,16 @@ def test_without_deltas_it_is_the_base(name: str, base: Decoder) -> None:
 def test_every_tensor_that_does_not_fit_is_named_at_once(name: str, base: Decoder) -> None:
     technique, _, after = trained_pair(name, base)
     tensors = {path: tensor.clone() for path, tensor in technique.files(base).items()}
-    missing, misshapen, *_ = tensors
-    del tensors[missing]
+    misshapen, *others = tensors
     tensors[misshapen] = torch.zeros(1, 1)  # would broadcast
     tensors["model.strange.weight"] = torch.zeros(3)
+    expected = [f"{misshapen} is [1, 1], not", "model.strange.weight has no place"]
+    if others:
+        del tensors[others[0]]
+        expected.append(f"{others[0]} is missing")
     with pytest.raises(ConfigError) as caught:
         technique.load(base, tensors)
-    for part in (f"{missing} is missing", f"{misshapen} is [1, 1], not", "model.strange.weight has no place"):
+    for part in expected:
         assert part in str(caught.value)
     assert torch.equal(logits(base), after), "a refused file changes nothing"
 
@@ -180,65 +216,77 @@ def test_the_decoders_mode_stays(name: str, training: bool, base: Decoder) -> No
     assert {module.training for module in base.modules()} == {training}
 
 
-LORA = TECHNIQUES.get("lora")
+IDS_PACKED = torch.randint(0, 320, (1, 24), generator=torch.Generator().manual_seed(6))
 
 
-@pytest.mark.parametrize(
-    ("options", "parts"),
-    [
-        ({"ranks": 8}, ("no option 'ranks'", "Did you mean 'rank'")),
-        ({"rank": 0}, ("rank=0", "greater than or equal to 1")),
-        ({"rank": "many"}, ("rank='many'", "integer")),
-        ({"alpha": float("inf")}, ("alpha=inf", "finite")),
-        ({"dropout": 1.0, "targets": []}, ("dropout=1.0", "targets=[]", "at least 1 item")),
-        ({"targets": " , "}, ("targets=()", "at least 1 item")),
-    ],
-)
-def test_bad_options_of_lora_are_named_together(options: dict[str, object], parts: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        LORA.parse(options)
-    for part in parts:
-        assert part in str(caught.value)
+@adapters
+def test_every_packed_document_has_its_own_and_sees_no_other(name: str, base: Decoder) -> None:
+    trained_pair(name, base)
+    lengths = (5, 1, 11, 7)
+    with torch.no_grad():
+        packed = base(IDS_PACKED, documents=lengths).split(lengths, dim=1)
+        for document, found in zip(IDS_PACKED.split(lengths, dim=1), packed, strict=True):
+            torch.testing.assert_close(found, base(document), rtol=1e-4, atol=1e-4)
 
 
-def test_targets_may_be_a_list_or_a_comma_string(base: Decoder) -> None:
-    text = LORA.parse({"targets": "q_proj, mlp.up_proj,"})
-    assert text.targets == ("q_proj", "mlp.up_proj")
-    assert text == LORA.parse({"targets": ["q_proj", "mlp.up_proj"]})
-    text.apply(base, seed=0)
-    leaves = {path.rsplit(".", 3)[1] for path in base.trained() if path.endswith("lora_A")}
-    assert leaves == {"q_proj", "up_proj"}
-    assert len(base.trained()) == 2 * 2 * base.config.layers
+@adapters
+def test_what_is_continued_from_a_cache_equals_what_is_read_at_once(name: str, base: Decoder) -> None:
+    trained_pair(name, base)
+    ids = torch.randint(0, 320, (3, 16), generator=torch.Generator().manual_seed(7))
+    lengths = (5, 1, 9)
+    with torch.inference_mode():
+        expected = base(ids)
+        plan = decode_plan(base)
+        for decoder, bound in ((base, 1e-4), (plan, 1e-2)):
+            cache = decoder.new_cache(rows=3, capacity=16)
+            prompts = torch.cat([row[:length] for row, length in zip(ids, lengths, strict=True)])
+            found = [decoder(prompts.unsqueeze(0), documents=lengths, cache=cache)[0]]
+            wanted = [expected[row, :length] for row, length in enumerate(lengths)]
+            for step in range(5):
+                places = [length + step for length in lengths]
+                found.append(decoder(ids[range(3), places].unsqueeze(1), cache=cache)[:, 0])
+                wanted.append(expected[range(3), places])
+            assert (torch.cat(found) - torch.cat(wanted)).norm() / torch.cat(wanted).norm() < bound
 
 
-def test_a_target_may_be_a_full_path(base: Decoder) -> None:
-    LORA.parse({"targets": ["model.layers.1.self_attn.q_proj"]}).apply(base, seed=0)
-    assert {path.rsplit(".", 2)[0] for path in base.trained()} == {"model.layers.1.self_attn.q_proj"}
+@adapters
+def test_alternatives_at_the_end_of_a_document_are_read_as_if_alone(name: str, base: Decoder) -> None:
+    trained_pair(name, base)
+    stem, one, two = IDS_PACKED[:, :9], IDS_PACKED[:, 9:12], IDS_PACKED[:, 12:16]
+    with torch.no_grad():
+        forked = base.logits(base.hidden(torch.cat([stem, one, two], 1), (16,), forks=[(3, 4)]))
+        for ending, places in ((one, slice(9, 12)), (two, slice(12, 16))):
+            alone = base(torch.cat([stem, ending], 1))[:, 9:]
+            torch.testing.assert_close(forked[:, places], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_every_target_that_matches_nothing_is_named_with_its_neighbours(base: Decoder) -> None:
-    with pytest.raises(ConfigError) as caught:
-        LORA.parse({"targets": "q_proj,k_prj,roj"}).apply(base, seed=0)
-    message = str(caught.value)
-    assert "'k_prj', 'roj'" in message
-    assert "Did you mean 'k_proj'" in message
-    assert re.search(r"Linears: .*down_proj.*all-linear", message)
-    assert base.trained() == {}
+@techniques
+@pytest.mark.parametrize("architecture", ARCHITECTURES.names())
+def test_the_laws_hold_on_every_architecture(name: str, architecture: str, tiny_config: TinyConfig) -> None:
+    def made(seed: int) -> Decoder:
+        entry = ARCHITECTURES.get(architecture)
+        decoder = Decoder(entry, replace(tiny_config(architecture), init_std=0.2))
+        decoder.initialise(seed)
+        return decoder.requires_grad_(False)
 
-
-def test_a_rank_above_the_size_of_a_matrix_is_an_error(base: Decoder) -> None:
-    LORA.parse({"rank": 16}).apply(base, seed=0)
-    with pytest.raises(ConfigError, match=r"rank 17 is above the size of .*k_proj \[16, 32\] and \d+ more"):
-        LORA.parse({"rank": 17}).apply(base, seed=0)
-
-
-@pytest.mark.parametrize(("rslora", "scale"), [(False, 8.0), (True, 16.0)])
-def test_the_scale(rslora: bool, scale: float) -> None:
-    assert LORA.parse({"rank": 4, "alpha": 32, "rslora": rslora}).scale == scale
-
-
-def test_dropout_acts_in_training_alone(base: Decoder) -> None:
-    LORA.parse({"dropout": 0.5}).apply(base, seed=0)
-    train(base)
-    assert torch.equal(logits(base.eval()), logits(base.eval()))
-    assert not torch.equal(logits(base.train()), logits(base.train()))
+    decoder = made(0)
+    before, own = logits(decoder), {path: p.detach().clone() for path, p in decoder.named_parameters()}
+    technique = put(name, decoder)
+    assert torch.equal(logits(decoder), before) == technique.starts_at_base
+    train(decoder, steps=2)
+    still = [path for path, p in decoder.trained().items() if p.grad is None or not p.grad.abs().max() > 0]
+    assert still == []
+    after = logits(decoder)
+    assert not torch.allclose(before, after, atol=1e-3)
+    files = {path: tensor.clone() for path, tensor in technique.files(decoder).items()}
+    again = made(0)
+    put(name, again, seed=1).load(again, files)
+    torch.testing.assert_close(logits(again), after, rtol=1e-5, atol=1e-5)
+    if not technique.writes_base:
+        with decoder.without_deltas():
+            assert torch.equal(logits(decoder), before)
+            assert all(torch.equal(p, own[path]) for path, p in decoder.named_parameters())
+    if refusal(name, decoder) is None:
+        technique.merge(decoder)
+        assert (logits(decoder) - after).norm() / after.norm() < 1e-5
+        assert {path for path, _ in decoder.named_parameters()} == own.keys()

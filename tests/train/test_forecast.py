@@ -20,7 +20,7 @@ techniques = pytest.mark.parametrize("name", TECHNIQUES.names())
 @techniques
 def test_it_leaves_the_model_as_it_was(name: str) -> None:
     decoder = tiny.decoder()
-    TECHNIQUES.get(name).parse({}).apply(decoder, seed=0)
+    tiny.technique(name).apply(decoder, seed=0)
     before = {path: parameter.detach().clone() for path, parameter in decoder.named_parameters()}
     trained = set(decoder.trained())
     forecast(decoder, tiny.examples(20), tiny.examples(5), tiny.plan())
@@ -33,7 +33,7 @@ def test_it_leaves_the_model_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("epochs", [1.0, 2.0])
 def test_its_counts_are_those_of_the_run(name: str, epochs: float, tmp_path: Path) -> None:
     decoder, rows = tiny.decoder(), tiny.examples(20)
-    TECHNIQUES.get(name).parse({}).apply(decoder, seed=0)
+    tiny.technique(name).apply(decoder, seed=0)
     plan = tiny.plan(epochs=epochs, batch=6)
     expected = forecast(decoder, rows, [], plan)
     made = Trainer(decoder, rows, [], plan, tmp_path)

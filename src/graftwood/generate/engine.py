@@ -89,7 +89,7 @@ class Engine:
     def _rows(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[_Row]:
         if sampling.stop and self._tokenizer is None:
             raise ConfigError(f"stop={sampling.stop!r} needs a tokenizer to find texts in ids; give the engine one")
-        limit = self._plan.config.max_positions
+        limit = self._plan.context
         for number, prompt in enumerate(prompts):
             if not 0 < len(prompt) < limit:
                 raise GraftError(

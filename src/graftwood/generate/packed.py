@@ -60,6 +60,7 @@ def decode_plan(decoder: Decoder) -> Decoder:
 def _copied(module: M) -> M:
     twin = copy.copy(module)
     twin.__dict__["training"] = False
+    twin.__dict__["_parameters"] = dict(module._parameters)
     twin.__dict__["_modules"] = {
         name: None if child is None else _copied(child) for name, child in module._modules.items()
     }
@@ -143,4 +144,7 @@ def _biases(linears: Sequence[Linear]) -> Tensor | None:
 
 
 def _bias(linear: Linear) -> Tensor:
-    return linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
+    if linear.bias is None:
+        return linear.weight.new_zeros(len(linear.weight))
+    merged = getattr(linear.delta, "merged_bias", None)
+    return linear.bias if merged is None else merged(linear.bias)

@@ -34,18 +34,21 @@ class KVCache:
         cos, sin = rotary_tables(config, torch.arange(capacity, device=device))
         self._cos, self._sin = cos.unsqueeze(1).to(dtype), sin.unsqueeze(1).to(dtype)
 
-    def admit(self, documents: tuple[int, ...]) -> Scope:
-        """A new row for each of the documents that lie end to end in a batch of one."""
+    def admit(self, documents: tuple[int, ...], prefix: Tensor | None = None) -> Scope:
+        """A new row for each of the documents that lie end to end in a batch of one; each begins with the prefix."""
         rows = range(len(self.lengths), len(self.lengths) + len(documents))
+        start = 0 if prefix is None else prefix.shape[1]
         assert rows.stop <= self.rows, "the cache has no row left"
-        assert max(documents) <= self.capacity, "the cache is full"
+        assert start + max(documents) <= self.capacity, "the cache is full"
         device = self._states.device
-        positions = packed_positions(documents, device).unsqueeze(0)
+        positions = packed_positions(documents, device, start).unsqueeze(0)
         owners = torch.repeat_interleave(
             torch.tensor(rows, device=device), torch.tensor(documents, device=device)
         ).unsqueeze(0)
-        self.lengths += documents
-        return self._scope(owners, positions, documents=documents)
+        if prefix is not None:
+            self._states[:, rows.start : rows.stop, :, :start] = prefix.transpose(1, 2).unsqueeze(1)
+        self.lengths += [start + length for length in documents]
+        return self._scope(owners, positions, documents=documents, prefix=prefix)
 
     def advance(self, tokens: int) -> Scope:
         """The next `tokens` of every row."""
@@ -68,6 +71,10 @@ class KVCache:
         self._flat[2 * layer].index_copy_(0, slots, k_BTGD.reshape(-1, size))
         self._flat[2 * layer + 1].index_copy_(0, slots, v_BTGD.reshape(-1, size))
 
+    def row(self, row: int) -> Tensor:
+        """Keys and values of one row, [2 * layers, tokens, G, D]."""
+        return self._states[:, row, :, : self.lengths[row]].transpose(1, 2)
+
     def keep(self, rows: Sequence[int]) -> None:
         """Forget all rows but these, in this order. Rows that stay where they are cost nothing."""
         moved = [(row, place) for place, row in enumerate(rows) if row != place]
@@ -88,26 +95,28 @@ class Scope:
     """What one forward pass tells every attention layer: where each token stands and what it may see.
 
     `documents` are the lengths of sequences laid end to end in a batch of one; none sees another. `masks` are
-    for documents that are more than a sequence. With `cache`, keys and values go to its `slots`, and tokens that
+    for documents that are more than a sequence; `prefix` is what every sequence sees before its first token, keys and
+    values of each layer. With `cache`, keys and values go to its `slots`, and tokens that
     continue rows see those of `seen`, which has two entries a layer.
 
     Shapes: cos and sin [B or 1, T, 1, D/2], mask [B, 1, T, filled] (0 or -inf), seen [B, G, filled, D], each of masks
-    [T, T] of its document (True: visible).
+    [T, T] of its document (True: visible), prefix [2 * layers, P, G, D].
     """
 
     cos: Tensor
     sin: Tensor
     documents: tuple[int, ...] | None = None
     masks: tuple[Tensor, ...] | None = field(default=None, repr=False)
+    prefix: Tensor | None = field(default=None, repr=False)
     cache: KVCache | None = None
     slots: Tensor | None = field(default=None, repr=False)
     mask: Tensor | None = field(default=None, repr=False)
     seen: Sequence[Tensor] = field(default=(), repr=False)
 
 
-def packed_positions(documents: Sequence[int], device: torch.device) -> Tensor:
-    """Each token's position in its own document."""
-    return torch.cat([torch.arange(length, device=device) for length in documents])
+def packed_positions(documents: Sequence[int], device: torch.device, start: int = 0) -> Tensor:
+    """Each token's position in its own document, where the first is at `start`."""
+    return torch.cat([torch.arange(start, start + length, device=device) for length in documents])
 
 
 def forked_positions(documents: Sequence[int], forks: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -155,6 +164,8 @@ def attend(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, scope: Scope, layer: 
     if scope.cache is not None:
         assert scope.slots is not None
         scope.cache.write(layer, scope.slots, k_BTGD, v_BTGD)
+    if scope.prefix is not None and (scope.cache is None or scope.documents is not None):
+        return _after(scope.prefix[2 * layer : 2 * layer + 2], q_BTHD, k_BTGD, v_BTGD, scope)
     if scope.documents is not None:
         return _packed(q_BTHD, k_BTGD, v_BTGD, scope.documents, scope.masks)
     if scope.cache is not None:
@@ -175,6 +186,21 @@ def _packed(
         return _causal(q, k, v, *(masks or ()))
     parts = [y.split(documents, dim=1) for y in (q, k, v)]
     return torch.cat([_causal(*part) for part in zip(*parts, *([masks] if masks else []), strict=True)], dim=1)
+
+
+def _after(prefix_2PGD: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
+    """Attention of sequences that each see the prefix, then themselves."""
+    documents, outputs = scope.documents or (q.shape[1],), []
+    parts = zip(*(y.split(documents, dim=1) for y in (q, k, v)), scope.masks or [None] * len(documents), strict=True)
+    for own_q, own_k, own_v, mask in parts:
+        if mask is None:
+            mask = torch.ones(own_q.shape[1], own_q.shape[1], dtype=torch.bool, device=q.device).tril_()
+        keys, values = (
+            torch.cat([before.expand(len(own), *before.shape), own], dim=1)
+            for before, own in zip(prefix_2PGD, (own_k, own_v), strict=True)
+        )
+        outputs.append(_causal(own_q, keys, values, F.pad(mask, (prefix_2PGD.shape[1], 0), value=True)))
+    return torch.cat(outputs, dim=1)
 
 
 def _continued(q: Tensor, keys_BGSD: Tensor, values_BGSD: Tensor, mask: Tensor | None) -> Tensor:

@@ -5,9 +5,10 @@ Letters: B batch, T tokens, C channels, V vocabulary.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,20 @@ class Embedding(nn.Module):
         return F.embedding(ids, self.weight)
 
 
+class Preface(nn.Module, ABC):
+    """What stands before every sequence and takes `tokens` positions.
+
+    As `Decoder.prompt` it gives embeddings, [P, C]; as `Decoder.prefix` keys and values of each layer, as attention
+    sees them, [2 * layers, P, G, D].
+    """
+
+    tokens: int
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """The embeddings, or the keys and values."""
+
+
 class Decoder(nn.Module):
     """A causal language model of any registered architecture.
 
@@ -48,6 +63,10 @@ class Decoder(nn.Module):
         self._put(names.norm, architecture.norm(config))
         if not config.tied_head:
             self._put(names.head, Linear(config.hidden_size, config.vocab_size))
+        # What a technique may put before every sequence: see `Preface`.
+        self.prompt: Preface | None = None
+        self.prefix: Preface | None = None
+        self._own: dict[str, nn.Parameter | None] = {}  # what `swap` put aside, by path
 
     @property
     def embedding(self) -> Embedding:
@@ -83,15 +102,16 @@ class Decoder(nn.Module):
         become rows of it; `[B, T]` tokens without documents continue the B rows it has. With `forks` each document ends
         in alternatives of these lengths: they see what comes before all of them, and not each other.
         """
+        x, lengths, own = self._begun(ids_BT, None if documents is None else tuple(documents), cache)
         if forks is None:
-            scope = self._scope(ids_BT, None if documents is None else tuple(documents), cache)
+            scope = self._scope(x, lengths, cache)
         else:
-            assert documents is not None, "forks are the ends of packed documents"
+            assert lengths is not None, "forks are the ends of packed documents"
             assert cache is None, "forks are read in one pass, without a cache"
-            scope = self._forked(tuple(documents), forks, ids_BT.device)
-        x = self.embedding(ids_BT).to(self.compute_dtype)
+            scope = self._forked(lengths, forks, ids_BT.device)
         for block in self.blocks:
             x = block(x, scope)
+        x = x if own is None else x[:, own]
         return cast(Tensor, self.get_submodule(self.architecture.names.norm)(x))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -107,7 +127,17 @@ class Decoder(nn.Module):
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """A cache with room for `rows` sequences of up to `capacity` tokens, and none yet."""
-        return KVCache(self.config, rows, capacity, self.compute_dtype, self.device)
+        return KVCache(self.config, rows, self.before + capacity, self.compute_dtype, self.device)
+
+    @property
+    def before(self) -> int:
+        """Positions that prompt and prefix take before the first token of every sequence."""
+        return sum(preface.tokens for preface in (self.prompt, self.prefix) if preface is not None)
+
+    @property
+    def context(self) -> int:
+        """How many tokens a sequence may have."""
+        return self.config.max_positions - self.before
 
     def linears(self) -> dict[str, Linear]:
         """Every linear of the blocks by its dotted path: what a technique may change."""
@@ -118,22 +148,61 @@ class Decoder(nn.Module):
             if isinstance(module, Linear) and name.startswith(prefix)
         }
 
+    def sublayers(self) -> list[tuple[str, nn.Module, nn.Module]]:
+        """Path of each block with its attention and its feed-forward: its first and its last part with linears."""
+        found = []
+        for number, block in enumerate(self.blocks):
+            parts = [part for part in block.children() if any(isinstance(m, Linear) for m in part.modules())]
+            found.append((f"{self.architecture.names.blocks}.{number}", parts[0], parts[-1]))
+        return found
+
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters that training may change, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def swap(self, path: str, value: Tensor) -> None:
+        """Let `value` train in the place of a parameter, or where there is none; `without_deltas` undoes it."""
+        owner, _, leaf = path.rpartition(".")
+        module = self.get_submodule(owner)
+        self._own.setdefault(path, getattr(module, leaf))
+        setattr(module, leaf, nn.Parameter(value))
+
+    def swapped(self) -> dict[str, nn.Parameter]:
+        """What trains in the place of the base's own parameters, by path."""
+        return {path: self.get_parameter(path) for path in self._own}
+
+    def without_place(self) -> list[str]:
+        """What was swapped in where the base has nothing."""
+        return [path for path, own in self._own.items() if own is None]
+
+    def settle(self) -> None:
+        """Make what was swapped in the base's own, in the number format of what it replaces."""
+        for path, own in self._own.items():
+            owner, _, leaf = path.rpartition(".")
+            assert own is not None, "what has no place in the base cannot become part of it"
+            self.get_submodule(owner)._parameters[leaf] = nn.Parameter(
+                self.get_parameter(path).detach().to(own.dtype), requires_grad=False
+            )
+        self._own = {}
+
     @contextmanager
     def without_deltas(self) -> Iterator[None]:
-        """The base as it was: every delta taken off inside the block and put back after it."""
-        linears = [linear for linear in self.linears().values() if linear.delta is not None]
-        deltas = [linear.delta for linear in linears]
+        """The base as it was: everything a technique put on is taken off inside the block and put back after it."""
+        places: list[tuple[dict[str, Any], str, nn.Parameter | None]] = []
+        for module in self.modules():
+            added = ("delta", "prompt", "prefix") if module is self else ("delta",)
+            places += [(module._modules, name, None) for name in added if module._modules.get(name) is not None]
+        for path, own in self._own.items():
+            owner, _, leaf = path.rpartition(".")
+            places.append((self.get_submodule(owner)._parameters, leaf, own))
+        held = [place[name] for place, name, _ in places]
         try:
-            for linear in linears:
-                linear.delta = None
+            for place, name, own in places:
+                place[name] = own
             yield
         finally:
-            for linear, delta in zip(linears, deltas, strict=True):
-                linear.delta = delta
+            for (place, name, _), value in zip(places, held, strict=True):
+                place[name] = value
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -155,22 +224,63 @@ class Decoder(nn.Module):
             owner = owner.get_submodule(name)
         owner.add_module(leaf, module)
 
-    def _scope(self, ids: Tensor, documents: tuple[int, ...] | None, cache: KVCache | None) -> Scope:
-        batch, tokens = ids.shape
+    def _begun(
+        self, ids: Tensor, documents: tuple[int, ...] | None, cache: KVCache | None
+    ) -> tuple[Tensor, tuple[int, ...] | None, Tensor | None]:
+        """Inputs, the documents' lengths, and, where a prompt stands among them, the places of the tokens."""
+        x = self.embedding(ids).to(self.compute_dtype)
+        if self.prompt is None or (cache is not None and documents is None):
+            return x, documents, None
+        prompt = self.prompt().to(x.dtype)
+        before, lengths = len(prompt), documents or (ids.shape[1],)
+        parts = [part for own in x.split(lengths, dim=1) for part in (prompt.expand(len(x), *prompt.shape), own)]
+        ends = [length + before for length in lengths]
+        starts = [sum(ends[:number]) for number in range(len(ends))]
+        own = [
+            torch.arange(start + before, start + end, device=ids.device)
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        return torch.cat(parts, dim=1), None if documents is None else tuple(ends), torch.cat(own)
+
+    def _scope(self, x: Tensor, documents: tuple[int, ...] | None, cache: KVCache | None) -> Scope:
+        batch, tokens, _ = x.shape
         if documents is not None:
             assert batch == 1, "packed documents are a batch of one"
             assert sum(documents) == tokens, "packed documents fill their batch exactly"
-        if cache is not None:
-            return cache.advance(tokens) if documents is None else cache.admit(documents)
-        return Scope(*self._rotary(packed_positions(documents or (tokens,), ids.device)), documents)
+        if cache is not None and documents is None:
+            return cache.advance(tokens)
+        prefix, start = self._prefixed()
+        if cache is not None and documents is not None:
+            return cache.admit(documents, prefix)
+        positions = packed_positions(documents or (tokens,), x.device, start)
+        return Scope(*self._rotary(positions), documents, prefix=prefix)
 
     def _forked(self, documents: tuple[int, ...], forks: Sequence[Sequence[int]], device: torch.device) -> Scope:
         masks = tuple(forked_mask(length, ends, device) for length, ends in zip(documents, forks, strict=True))
-        return Scope(*self._rotary(forked_positions(documents, forks, device)), documents, masks)
+        prefix, start = self._prefixed()
+        positions = forked_positions(documents, forks, device) + start
+        return Scope(*self._rotary(positions), documents, masks, prefix)
+
+    def _prefixed(self) -> tuple[Tensor | None, int]:
+        if self.prefix is None:
+            return None, 0
+        return self.prefix().to(self.compute_dtype), self.prefix.tokens
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = rotary_tables(self.config, positions)
         return cos[None, :, None].to(self.compute_dtype), sin[None, :, None].to(self.compute_dtype)
+
+
+def hook(module: nn.Module, delta: nn.Module) -> None:
+    """Let `delta(input, output)` answer for a module, until its `delta` is None again."""
+    if "delta" not in module._modules:
+        module.register_forward_hook(_answer)
+    module.add_module("delta", delta)
+
+
+def _answer(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    delta = module._modules["delta"]
+    return output if delta is None else cast(Tensor, delta(inputs[0], output))
 
 
 def count_parameters(parameters: Iterable[Tensor]) -> int:

@@ -77,6 +77,16 @@ def load_decoder(folder: Path, place: Place) -> Decoder:
     On the CPU in the file's own dtype the weights stay memory-mapped (copy on write).
     Raises: ModelError listing every tensor that is missing, unexpected or of the wrong shape.
     """
+    decoder = outline(folder)
+    fill(decoder, file_tensors(folder), decoder.architecture.rules, place, str(folder))
+    return decoder
+
+
+def outline(folder: Path) -> Decoder:
+    """The decoder of the folder's `config.json`, its parameters without values.
+
+    Raises: ModelError for a configuration that is not read.
+    """
     raw = read_config(folder)
     architecture = for_model_type(raw.get("model_type"))
     try:
@@ -86,9 +96,7 @@ def load_decoder(folder: Path, place: Place) -> Decoder:
     except (ModelError, TypeError, ValueError, ArithmeticError) as error:
         raise ModelError(f"{folder / 'config.json'} does not describe a {architecture.name} model: {error}") from None
     with torch.device("meta"):
-        decoder = Decoder(architecture, config)
-    fill(decoder, file_tensors(folder), architecture.rules, place, str(folder))
-    return decoder
+        return Decoder(architecture, config)
 
 
 def fill(
@@ -128,7 +136,7 @@ def to_files(decoder: Decoder, architecture: Architecture | None = None) -> dict
     architecture = architecture or decoder.architecture
     files: dict[str, Tensor] = {}
     for name, parameter in decoder.named_parameters():
-        if ".delta." in name:
+        if ".delta." in name or name.startswith(("prompt.", "prefix.")):
             continue
         tensor = parameter.detach()
         for rule in architecture.rules:

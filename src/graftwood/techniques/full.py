@@ -21,6 +21,9 @@ class Full(Technique):
     source: ClassVar[str] = "the baseline of every comparison"
     learning_rate: ClassVar[float] = 2e-5
     learning_rate_reason: ClassVar[str] = "TRL's default for supervised tuning; larger steps forget more"
+    formula: ClassVar[str] = "all of W moves"
+    trains: ClassVar[str] = "every parameter"
+    cost: ClassVar[str] = "gradients and two moments for each parameter"
     writes_base: ClassVar[bool] = True
 
     def apply(self, decoder: Decoder, seed: int) -> None:

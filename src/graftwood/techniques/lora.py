@@ -1,42 +1,48 @@
 """LoRA: each targeted linear gains `scale * B A`, and only A and B train.
 
-Source: Hu et al. 2021, arXiv 2106.09685, eq. 3; the scale `alpha / sqrt(r)` is rsLoRA, Kalajdzievski 2023,
-arXiv 2312.03732.
+Source: Hu et al. 2021, arXiv 2106.09685, eq. 3. The scale `alpha / sqrt(r)` is rsLoRA, Kalajdzievski 2023,
+arXiv 2312.03732; B learning faster than A is LoRA+, Hayou et al. 2024, arXiv 2402.12354; the start at the principal
+components is PiSSA, Meng et al. 2024, arXiv 2404.02948.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from graftwood.errors import ConfigError, nearest
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear
-from graftwood.technique import Technique, copy_tensors
+from graftwood.techniques._linear import LinearTechnique
+from graftwood.techniques._peft import options_from
 
-ALL_LINEAR = "all-linear"
-_PREFIX = "base_model.model."
-# Fields of PEFT's LoRA configuration that are read, or that only matter before and during training. Any other field,
-# known or not, must be off.
-_PEFT_READ = frozenset(
-    (
-        "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "init_lora_weights", "peft_type",
-        "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-        "megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying", "loftq_config", "eva_config",
-        "corda_config", "lora_ga_config", "velora_config",
-    )
-)  # fmt: skip
-_PEFT_OFF: tuple[Any, ...] = (None, False, "none", {}, [])
+# How PEFT's other starts begin is no matter once A and B are there; those that also change the base's weights are
+# not among them, but for PiSSA, whose change follows from the base.
+_STARTS = {
+    True: "zero",
+    False: "zero",
+    None: "zero",
+    "gaussian": "zero",
+    "eva": "zero",
+    "orthogonal": "zero",
+    "pissa": "pissa",
+}
 
 
 class LoRADelta(nn.Module):
-    """The update of one linear. Shapes: lora_A [R, in], lora_B [out, R]."""
+    """The update of one linear. Shapes: lora_A [R, in], lora_B [out, R].
+
+    `taken` is what the start takes off the base's weight, so that A and B can begin with it: `(A, B)` of the start.
+    """
+
+    taken_A: Tensor | None
+    taken_B: Tensor | None
 
     def __init__(self, linear: Linear, rank: int, scale: float, dropout: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -45,23 +51,61 @@ class LoRADelta(nn.Module):
         start = torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(start.to(linear.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, device=linear.weight.device))
+        self.register_buffer("taken_A", None, persistent=False)
+        self.register_buffer("taken_B", None, persistent=False)
         self.scale = scale
         self.dropout = dropout
 
+    @torch.no_grad()
+    def start_principal(self, linear: Linear) -> None:
+        """Begin with the largest singular components of the weight, and take them off the base's part."""
+        rank = len(self.lora_A)
+        left, values, right = torch.linalg.svd(linear.weight.float(), full_matrices=False)
+        root = (values[:rank] / self.scale).sqrt()
+        self.lora_A.copy_(root.unsqueeze(1) * right[:rank])
+        self.lora_B.copy_(left[:, :rank] * root)
+        self.taken_A, self.taken_B = self.lora_A.detach().clone(), self.lora_B.detach().clone()
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """A and B of the whole update, what was taken off included."""
+        if self.taken_A is None or self.taken_B is None:
+            return self.lora_A, self.lora_B
+        return torch.cat([self.lora_A, self.taken_A]), torch.cat([self.lora_B, -self.taken_B], dim=1)
+
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
         """A, B and the scale, while no dropout stands between the input and A."""
-        return None if self.dropout and self.training else (self.lora_A, self.lora_B, self.scale)
+        return None if self.dropout and self.training else (*self.parts(), self.scale)
 
     def merged(self, linear: Linear) -> Tensor:
         """The weight that computes the same without a delta, in float32."""
-        return torch.addmm(linear.weight.float(), self.lora_B.float(), self.lora_A.float(), alpha=self.scale)
+        a, b = self.parts()
+        return torch.addmm(linear.weight.float(), b.float(), a.float(), alpha=self.scale)
 
     def forward(self, linear: Linear, x: Tensor) -> Tensor:
+        base = linear.plain(x)
+        if self.taken_A is not None and self.taken_B is not None:
+            base = base - self.scale * F.linear(F.linear(x, self.taken_A.to(x.dtype)), self.taken_B.to(x.dtype))
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))
-        return linear.plain(x) + self.scale * F.linear(low, self.lora_B.to(x.dtype))
+        return base + self.scale * F.linear(low, self.lora_B.to(x.dtype))
 
 
-class LoRA(Technique):
+def _pattern(value: Any) -> Any:
+    """`q_proj=4,down_proj=32` as a dictionary."""
+    if not isinstance(value, str):
+        return value
+    return dict(part.rpartition("=")[::2] for part in value.split(",") if part.strip())
+
+
+Ranks = Annotated[dict[str, Annotated[int, Field(ge=1)]], BeforeValidator(_pattern)]
+Alphas = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_pattern)]
+
+
+def by_pattern(patterns: Mapping[str, float], path: str, default: float) -> float:
+    """The value of the first pattern that is the end of the path. Source: PEFT's `get_pattern_key`."""
+    return next((v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+
+
+class LoRA(LinearTechnique):
     """Low-rank adaptation of the linears inside the blocks."""
 
     name: ClassVar[str] = "lora"
@@ -71,121 +115,88 @@ class LoRA(Technique):
     learning_rate_reason: ClassVar[str] = (
         "ten times the full rate (LoRA Without Regret, Thinking Machines 2025; TRL's PEFT guide says the same)"
     )
+    formula: ClassVar[str] = "y = W x + (alpha / rank) B A x"
+    example: ClassVar[str] = "--rank 8 --targets q_proj,v_proj"
+    trains: ClassVar[str] = "two low-rank matrices beside each targeted linear"
+    cost: ClassVar[str] = "two thin products more for each linear; no gradient of a whole matrix"
+    peft_type: ClassVar[str | None] = "LORA"
+    tensors: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+    peft: ClassVar[Mapping[str, str]] = {
+        "r": "rank",
+        "lora_alpha": "alpha",
+        "lora_dropout": "dropout",
+        "use_rslora": "rslora",
+        "target_modules": "targets",
+        "rank_pattern": "rank_pattern",
+        "alpha_pattern": "alpha_pattern",
+    }
+    peft_past: ClassVar[tuple[str, ...]] = (
+        "init_lora_weights", "megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying",
+        "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config",
+    )  # fmt: skip
 
-    rank: Annotated[int, Field(ge=1)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rank: Annotated[int, Field(ge=1, description="rows of A, columns of B")] = 16
+    alpha: Annotated[float, Field(gt=0, description="the update is scaled by `alpha / rank`")] = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1, description="dropout on the input of A while training")] = 0.0
     rslora: bool = False
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (ALL_LINEAR,)
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _listed(cls, value: Any) -> Any:
-        """A comma-separated string is a list of names, not of letters."""
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    rank_pattern: Ranks = Field(default_factory=dict)
+    alpha_pattern: Alphas = Field(default_factory=dict)
+    start: Annotated[
+        Literal["zero", "pissa"],
+        Field(description="`pissa` begins with the weight's largest singular components, taken off the base's part"),
+    ] = "zero"
+    b_rate: Annotated[float, Field(gt=0, description="B's learning rate is so many times A's (LoRA+ advises 16)")] = 1.0
 
     @property
     def scale(self) -> float:
-        """What `B A` is multiplied with."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        """What `B A` is multiplied with where no pattern says otherwise."""
+        return self.scale_of("")[1]
 
-    def apply(self, decoder: Decoder, seed: int) -> None:
+    def scale_of(self, path: str) -> tuple[int, float]:
+        """Rank of a linear's update and what `B A` is multiplied with."""
+        rank = int(by_pattern(self.rank_pattern, path, self.rank))
+        alpha = by_pattern(self.alpha_pattern, path, self.alpha)
+        return rank, alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def problems(self, decoder: Decoder) -> list[str]:
+        found = super().problems(decoder)
         chosen = self.matches(decoder)
+        sizes = {path: (self.scale_of(path)[0], linear.weight.shape) for path, linear in chosen.items()}
         small = sorted(
-            {f"{path} {list(m.weight.shape)}" for path, m in chosen.items() if self.rank > min(m.weight.shape)}
+            {f"rank {r} is above the size of {path} {list(s)}" for path, (r, s) in sizes.items() if r > min(s)}
         )
         if small:
-            raise ConfigError(
-                f"rank {self.rank} is above the size of {small[0]} and {len(small) - 1} more; lower --rank"
-            )
-        decoder.requires_grad_(False)
-        generator = torch.Generator().manual_seed(seed)
-        for linear in chosen.values():
-            delta = LoRADelta(linear, self.rank, self.scale, self.dropout, generator)
-            linear.delta = delta.train(linear.training)
+            found.append(f"{small[0]} and {len(small) - 1} more; lower --rank")
+        unused = [
+            key
+            for key in (*self.rank_pattern, *self.alpha_pattern)
+            if not any(re.match(rf"(.*\.)?({key})$", path) for path in chosen)
+        ]
+        if unused:
+            found.append(f"rank_pattern and alpha_pattern name no targeted linear with {', '.join(map(repr, unused))}")
+        return found
 
-    def matches(self, decoder: Decoder) -> dict[str, Linear]:
-        """The linears the targets name: by full path, by its last parts, or all of the blocks.
+    def delta(self, path: str, linear: Linear, generator: torch.Generator) -> nn.Module:
+        delta = LoRADelta(linear, *self.scale_of(path), self.dropout, generator)
+        if self.start == "pissa":
+            delta.start_principal(linear)
+        return delta
 
-        Raises: ConfigError for every target that names none.
-        """
-        linears = decoder.linears()
-        if self.targets == (ALL_LINEAR,):
-            return linears
-        chosen: dict[str, Linear] = {}
-        missing = []
-        for target in self.targets:
-            found = {path: m for path, m in linears.items() if path == target or path.endswith("." + target)}
-            if not found:
-                missing.append(target)
-            chosen |= found
-        if missing:
-            leaves = sorted({path.rpartition(".")[2] for path in linears})
-            hints = "".join(nearest(target, leaves) for target in missing)
-            raise ConfigError(
-                f"no linear of {decoder.architecture.name} is called {', '.join(map(repr, missing))}.{hints} "
-                f"Linears: {', '.join(leaves)}; or {ALL_LINEAR}."
-            )
-        return {path: linear for path, linear in linears.items() if path in chosen}
+    def rates(self, decoder: Decoder) -> dict[str, float]:
+        return {name: self.b_rate for name in decoder.trained() if name.endswith("lora_B") and self.b_rate != 1}
 
-    def files(self, decoder: Decoder) -> dict[str, Tensor]:
-        return {
-            f"{_PREFIX}{path}.{half}.weight": getattr(linear.delta, half).detach()
-            for path, linear in decoder.linears().items()
-            if isinstance(linear.delta, LoRADelta)
-            for half in ("lora_A", "lora_B")
-        }
-
-    def load(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
-        copy_tensors(self.files(decoder), tensors, "the adapter")
-
-    @torch.no_grad()
-    def merge(self, decoder: Decoder) -> None:
-        for linear in decoder.linears().values():
-            if isinstance(linear.delta, LoRADelta):
-                merged = linear.delta.merged(linear).to(linear.weight.dtype)
-                linear.weight = nn.Parameter(merged, requires_grad=False)
-                linear.delta = None
-
-    def describe(self, base_name: str) -> dict[str, Any]:
-        every = self.targets == (ALL_LINEAR,)
-        return {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base_name,
-            "inference_mode": True,
-            "r": self.rank,
-            "lora_alpha": self.alpha,
-            "lora_dropout": self.dropout,
-            "use_rslora": self.rslora,
-            "target_modules": ALL_LINEAR if every else list(self.targets),
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "init_lora_weights": True,
-            "modules_to_save": None,
-        }
+    def describe(self, decoder: Decoder) -> dict[str, Any]:
+        start = "pissa" if self.start == "pissa" else True
+        return super().describe(decoder) | {"bias": "none", "fan_in_fan_out": False, "init_lora_weights": start}
 
     @classmethod
-    def from_peft(cls, config: Mapping[str, Any]) -> LoRA:
-        """The technique a published `adapter_config.json` describes.
+    def opens(cls, config: Mapping[str, Any]) -> bool:
+        return super().opens(config) and not config.get("use_dora")
 
-        Raises: ConfigError for a field with a value that changes the result and is not implemented here.
-        """
-        targets = config.get("target_modules") or ALL_LINEAR
-        odd = [f"{key}={value!r}" for key, value in config.items() if key not in _PEFT_READ and value not in _PEFT_OFF]
-        # Other ways to begin also change the base's weights, so the factors alone do not say what was trained.
-        if config.get("init_lora_weights", True) not in (True, False, None, "gaussian", "eva", "orthogonal"):
-            odd.append(f"init_lora_weights={config['init_lora_weights']!r}")
-        if isinstance(targets, str) and targets != ALL_LINEAR:
-            odd.append(f"target_modules={targets!r} (a pattern and no list of names)")
-        if odd:
-            raise ConfigError(f"this LoRA adapter uses {', '.join(odd)}, which this version does not read")
-        return cls.parse(
-            {
-                "rank": config.get("r", 8),
-                "alpha": config.get("lora_alpha", 8),
-                "dropout": config.get("lora_dropout", 0.0),
-                "rslora": config.get("use_rslora", False),
-                "targets": (targets,) if isinstance(targets, str) else tuple(sorted(targets)),
-            }
-        )
+    @classmethod
+    def from_peft(cls, config: Mapping[str, Any]) -> Self:
+        given = config.get("init_lora_weights", True)
+        odd = [] if config.get("target_modules") else ["target_modules"]
+        odd += [] if given in _STARTS else ["init_lora_weights"]
+        options = options_from(cls.title, config, cls.peft, (*cls.peft_past, "use_dora"), odd)
+        return cls.parse({"rank": 8, "alpha": 8, "start": _STARTS[given]} | options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -83,8 +83,9 @@ class Progress:
 class Trainer:
     """Trains whatever requires a gradient on packed examples.
 
-    `folder` takes the checkpoints; `gauge` measures drift at each evaluation. Iterate over `run()`; set `stop` to end
-    after the current step.
+    `folder` takes the checkpoints; `gauge` measures drift at each evaluation. `rates` multiply the learning rate by
+    parameter, `stage` says which parameters train at a share of the run. Iterate over `run()`; set `stop` to end after
+    the current step.
     """
 
     def __init__(
@@ -95,6 +96,8 @@ class Trainer:
         plan: Plan,
         folder: Path,
         gauge: Callable[[], float] | None = None,
+        rates: Mapping[str, float] | None = None,
+        stage: Callable[[float], Collection[str] | None] | None = None,
     ) -> None:
         self.decoder = decoder
         self.examples = train
@@ -102,12 +105,13 @@ class Trainer:
         self.folder = folder
         self.order = Order(len(train), plan.batch, plan.epochs, plan.seed)
         self.trained = decoder.trained()
-        self.optimiser = adamw(self.trained, plan.learning_rate, plan.weight_decay)
+        self.optimiser = adamw(self.trained, plan.learning_rate, plan.weight_decay, rates)
         self.progress = Progress()
         self.stop = False
         self._valid_examples = valid
         self._valid = [packed.to(decoder.device) for packed in packs(valid, plan.token_budget)]
         self._gauge = gauge
+        self._stage = stage
         self._every = max(1, math.ceil(self.order.steps / plan.evaluations))
         self._saved_at = time.monotonic()
 
@@ -144,6 +148,7 @@ class Trainer:
         rate = self.plan.learning_rate * schedule(self.progress.step, self.order.steps, self._warmup())
         loss = 0.0
         self.optimiser.zero_grad(set_to_none=True)
+        self._open_stage()
         with seeded(self.plan.seed * 1_000_003 + self.progress.step):  # dropout, too, is a function of seed and step
             for part in packed:
                 part_loss = summed_loss(self.decoder, part) / counted
@@ -158,7 +163,7 @@ class Trainer:
                 "step; mend these rows and go on with --resume, or start again with a lower --lr"
             )
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.optimiser.step()
 
         tokens, seconds = sum(part.tokens for part in packed), time.perf_counter() - started
@@ -253,6 +258,14 @@ class Trainer:
         elif self.progress.behind >= self.plan.patience:
             why = f"validation loss had not improved for {self.plan.patience} evaluations"
             self.progress = replace(self.progress, ended=why)
+
+    def _open_stage(self) -> None:
+        """Let those parameters take gradients that train at this step; the others keep their values."""
+        if self._stage is None:
+            return
+        names = self._stage(self.progress.step / self.order.steps)
+        for name, parameter in self.trained.items():
+            parameter.requires_grad_(names is None or name in names)
 
     def _warmup(self) -> int:
         return max(1, round(self.plan.warmup_share * self.order.steps))

@@ -15,16 +15,25 @@ def schedule(step: int, steps: int, warmup: int) -> float:
     return max(0.0, (steps - step) / max(1, steps - warmup))
 
 
-def adamw(trained: Mapping[str, nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves vectors (norms, biases) alone.
+def adamw(
+    trained: Mapping[str, nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    rates: Mapping[str, float] | None = None,
+) -> torch.optim.AdamW:
+    """AdamW that decays matrices and leaves vectors (norms, biases) alone; `rates` multiply the learning rate by name.
 
     Source: Loshchilov and Hutter 2019, arXiv 1711.05101; betas (0.9, 0.999) and eps 1e-8 as in transformers.
     """
-    groups = [
-        {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault(((rates or {}).get(name, 1.0), decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": params, "weight_decay": decay, "share": share} for (share, decay), params in groups.items()],
+        lr=learning_rate,
+        fused=True,
+    )
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

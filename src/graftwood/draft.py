@@ -1,0 +1,87 @@
+"""A run as far as it can be checked before any weight is loaded; all that is wrong is said at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from graftwood.config import RunConfig
+from graftwood.data.sources import Source, Splits, load_splits
+from graftwood.errors import ConfigError, GraftError
+from graftwood.model.decoder import Decoder
+from graftwood.technique import TECHNIQUES, Technique
+from graftwood.train.loop import Plan
+
+IN_MEMORY = "rows"  # what a configuration calls data that came as objects, from no file
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What will run: technique, training plan with the reason of each value that was not given, and the rows."""
+
+    config: RunConfig
+    technique: Technique
+    plan: Plan
+    reasons: dict[str, str]
+    splits: Splits
+
+
+def choose(config: RunConfig) -> tuple[Technique, Plan, dict[str, str]]:
+    """Technique, training plan and the reason of each value that was not given.
+
+    Raises: ConfigError for an unknown technique or an option it does not have.
+    """
+    kind = TECHNIQUES.get(config.technique)
+    technique = kind.parse(config.options)
+    given = "as given"
+    reasons = {
+        "learning rate": given if config.lr is not None else kind.learning_rate_reason,
+        "epochs": given if "epochs" in config.model_fields_set else "few: small data is learned by heart soon after",
+        "batch": given if "batch" in config.model_fields_set else "LoRA Without Regret finds small batches safest",
+        "schedule": f"{config.warmup:.0%} warm-up, then linear decay to zero, as in transformers",
+    }
+    plan = Plan(
+        learning_rate=config.lr if config.lr is not None else kind.learning_rate,
+        weight_decay=config.weight_decay if config.weight_decay is not None else kind.weight_decay,
+        batch=config.batch,
+        epochs=config.epochs,
+        seed=config.seed,
+        clip=config.clip,
+        warmup_share=config.warmup,
+        token_budget=config.token_budget,
+        evaluations=config.evaluations,
+        patience=config.patience,
+        save_seconds=config.save_seconds,
+    )
+    return technique, plan, reasons
+
+
+def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], Decoder] | None = None) -> Draft:
+    """Choose the technique, hold it against the model's outline, and read the rows.
+
+    Raises: the one problem there is, or a ConfigError that lists them all.
+    """
+    problems: list[GraftError] = []
+    chosen = splits = decoder = None
+    valid, test = (Path(path) if path else None for path in (config.valid, config.test))
+    source = data if data is not None else Path(config.data)
+    try:
+        chosen = choose(config)
+    except GraftError as error:
+        problems.append(error)
+    try:
+        splits = load_splits(source, valid, test, config.held_out, config.seed)
+    except GraftError as error:
+        problems.append(error)
+    try:
+        decoder = outline() if outline is not None else None
+    except GraftError as error:
+        problems.append(error)
+    if chosen is not None and decoder is not None:
+        problems += map(ConfigError, chosen[0].problems(decoder))
+    if len(problems) == 1:
+        raise problems[0]
+    if chosen is None or splits is None or problems:
+        raise ConfigError("\n  ".join((f"{len(problems)} problems:", *map(str, problems))))
+    return Draft(config, *chosen, splits)
