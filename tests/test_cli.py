@@ -122,13 +122,13 @@ def test_a_bad_run_file_names_itself_and_the_key(graft: Graft, tmp_path: Path, t
 
 
 def test_an_unknown_technique_names_its_neighbours(graft: Graft, rows: Path, tiny_hf_folder: Path) -> None:
-    said = graft("tune", "--data", rows, "--model", tiny_hf_folder, "--technique", "lroa")
+    said = graft("tune", "--data", rows, "--model", tiny_hf_folder, "--held-out", 0, "--technique", "lroa")
     assert said.code == 2
     assert "unknown technique 'lroa'. Did you mean 'lora'?" in said.error
 
 
 def test_an_option_the_technique_lacks_names_those_it_has(graft: Graft, rows: Path, tiny_hf_folder: Path) -> None:
-    said = graft("tune", "--data", rows, "--model", tiny_hf_folder, "--set", "rnak=4")
+    said = graft("tune", "--data", rows, "--model", tiny_hf_folder, "--held-out", 0, "--set", "rnak=4")
     assert said.code == 2
     assert "Did you mean 'rank'" in said.error
 
@@ -153,10 +153,28 @@ def test_other_tools_names_are_understood() -> None:
 
 
 def test_other_tools_names_reach_the_run(graft: Graft, rows: Path, tiny_hf_folder: Path) -> None:
-    more = ("--data", rows, "--model", tiny_hf_folder)
+    more = ("--data", rows, "--model", tiny_hf_folder, "--held-out", 0)
     assert "lr=-1" in graft("tune", *more, "--learning_rate", -1).error
     assert "rank=0" in graft("tune", *more, "--lora-r", 0).error
-    assert "'nothing'" in graft("tune", *more, "--target_modules=nothing", "--held-out", 0).err
+    assert "'nothing'" in graft("tune", *more, "--target_modules=nothing").error
+
+
+def test_all_that_is_wrong_with_a_run_is_said_at_once(graft: Graft, rows: Path, tiny_hf_folder: Path) -> None:
+    """Rows, options, and what does not fit the model, of which no weight is there to be loaded."""
+    (tiny_hf_folder / "model.safetensors").unlink()
+    options = ("--rank", 500, "--targets", "q_prj,v_proj", "--set", 'rank_pattern={"o_proj": 4}')
+    said = graft("tune", "--data", rows, "--model", tiny_hf_folder, *options)
+    assert said.code == 2
+    for part in (
+        "4 problems:",
+        "held",
+        "'q_prj'. Did you mean 'q_proj'",
+        "rank 500 is above",
+        "targeted linear with 'o_proj'",
+    ):
+        assert part in said.err
+    said = graft("tune", "--data", rows, "--model", tiny_hf_folder, "--technique", "full", "--base-precision", "int8")
+    assert "full moves the base's own weights, which int8 cannot hold" in said.err
 
 
 def test_set_reads_json_where_it_is_json() -> None:
@@ -204,6 +222,10 @@ def test_techniques_lists_options_and_sources(graft: Graft) -> None:
     assert rows["lora"]["options"]["rank"] == 16
     assert rows["full"]["options"] == {}
     assert all(row["source"] and row["learning_rate"] > 0 for row in rows.values())
+    for row in rows.values():
+        assert all(
+            row[key] for key in ("title", "formula", "trains", "saves", "costs", "merges", "learning_rate_reason")
+        )
     assert "rank=16" in graft("techniques").out
 
 

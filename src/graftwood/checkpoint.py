@@ -78,9 +78,8 @@ def _technique(config: dict[str, Any], folder: Path) -> Technique:
     if not found:
         readable = sorted({kind.peft_type for kind in kinds if kind.peft_type})
         given = config.get("peft_type")
-        raise ConfigError(
-            f"{folder}: peft_type {given!r} is not read.{nearest(str(given), readable)} Readable: {', '.join(readable)}."
-        )
+        near = nearest(str(given), readable)
+        raise ConfigError(f"{folder}: peft_type {given!r} is not read.{near} Readable: {', '.join(readable)}.")
     assert len(found) == 1, f"{folder} is of {len(found)} techniques"
     return found[0].from_peft(config)
 

@@ -49,6 +49,9 @@ class RunConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of split, order and initial values")] = 0
     device: Annotated[str, Field(description="auto, cpu or cuda")] = "auto"
     dtype: Annotated[str, Field(description="auto, float32, bfloat16 or float16")] = "auto"
+    base_precision: Annotated[
+        str, Field(pattern="^(full|int8|q4)$", description="full, or int8 or q4 for a frozen base in less memory")
+    ] = "full"
     options: Annotated[
         dict[str, Option], Field(description="options of the technique, such as rank or targets for LoRA")
     ] = Field(default_factory=dict)

@@ -78,6 +78,10 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
         decoder = outline() if outline is not None else None
     except GraftError as error:
         problems.append(error)
+    if chosen is not None and chosen[0].writes_base and config.base_precision != "full":
+        why = f"{config.technique} moves the base's own weights, which {config.base_precision} cannot hold"
+        fix = "leave out --base-precision, or choose a technique that leaves the base alone"
+        problems.append(ConfigError(f"{why}; {fix}"))
     if chosen is not None and decoder is not None:
         problems += map(ConfigError, chosen[0].problems(decoder))
     if len(problems) == 1:

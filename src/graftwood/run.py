@@ -18,6 +18,7 @@ from graftwood.evals.card import Card
 from graftwood.generate.engine import Completion, Engine
 from graftwood.generate.sampling import Sampling
 from graftwood.model.decoder import Decoder
+from graftwood.model.quantised import quantise
 from graftwood.model.weights import fingerprint
 from graftwood.progress import Display
 from graftwood.runtime import place
@@ -85,6 +86,9 @@ class Model:
     def merge(self) -> None:
         """Fold the adapter into the base's weights."""
         if self.technique is not None:
+            if self.base.decoder.base_precision != "full":
+                held = self.base.decoder.base_precision
+                raise ConfigError(f"the base is held in {held}, which a merged weight does not fit; load the run anew")
             self.base = _another(self.base, self.technique)
             self.technique.merge(self.base.decoder)
             self.technique = None
@@ -158,6 +162,7 @@ def run(
     out = run_folder(config, resume)
     drafted = draft(config, rows, _outline(config, model))
     model = model or load(config.model, device=config.device, dtype=config.dtype)
+    quantise(model.base.decoder, config.base_precision)
     job = prepare(drafted, model.base, display)
     preview(job, display)
     card = execute(job, out, display, resume)
@@ -174,6 +179,7 @@ def dry_run(config: RunConfig, display: Display) -> Forecast:
     """What a run would do and take, without doing it."""
     drafted = draft(config, outline=_outline(config, None))
     model = load(config.model, device=config.device, dtype=config.dtype)
+    quantise(model.base.decoder, config.base_precision)
     return preview(prepare(drafted, model.base, display), display)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import graftwood
 import tiny
 from conftest import CPU
 from graftwood.base import open_base
@@ -48,7 +50,8 @@ def trainer(
     **options: Any,
 ) -> Trainer:
     decoder = decoder or tiny.decoder()
-    TECHNIQUES.get(name).parse(options).apply(decoder, seed=0)
+    technique = tiny.technique(name, **options)
+    technique.apply(decoder, seed=0)
     rows = tiny.examples(16) if train is None else train
     return Trainer(decoder, rows, tiny.examples(6, seed=9) if valid is None else valid, plan, folder)
 
@@ -293,7 +296,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         capture_output=True,
         text=True,
         timeout=120,
-        env={"GRAFTWOOD_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "PATH": ""},
+        env={
+            "GRAFTWOOD_HOME": str(tmp_path / "home"),
+            "OMP_NUM_THREADS": "1",
+            "PATH": "",
+            "PYTHONPATH": str(Path(graftwood.__file__).parents[1]),
+        },
     )
     result = json.loads(done.stdout)
     assert result["kills"] >= 3
@@ -302,3 +310,51 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert [path.name for path in step_folders(tmp_path / "runs" / "killed" / "checkpoints")] == [
         path.name for path in step_folders(tmp_path / "runs" / "whole" / "checkpoints")
     ]
+
+
+def test_rates_multiply_the_learning_rate_of_their_parameters(tmp_path: Path) -> None:
+    decoder, plan = tiny.decoder(), tiny.plan(learning_rate=1e-3, batch=16)
+    technique = tiny.technique("freeze", top=2, decay=0.5)
+    technique.apply(decoder, seed=0)
+    made = Trainer(decoder, tiny.examples(16), [], plan, tmp_path, rates=technique.rates(decoder))
+    before = weights(made)
+    made.step()
+    for path, depth in (("model.layers.1.mlp.up_proj.weight", 1), ("model.layers.0.mlp.up_proj.weight", 2)):
+        # Adam's first step is as long as its rate, for every number.
+        moved = (made.trained[path] - before[path]).abs().median().item()
+        assert moved == pytest.approx(1e-3 * 0.5**depth, rel=1e-2)
+
+
+def test_what_is_not_yet_open_does_not_move(tmp_path: Path) -> None:
+    decoder, plan = tiny.decoder(), tiny.plan(batch=4, epochs=1.0)
+    technique = tiny.technique("freeze", top=2, order="gradual", share=0.75)
+    technique.apply(decoder, seed=0)
+    made = Trainer(decoder, tiny.examples(16), [], plan, tmp_path, stage=partial(technique.stage, decoder))
+    moved = []
+    for _ in range(4):
+        before = weights(made)
+        made.step()
+        moved.append({path for path, value in weights(made).items() if not torch.equal(value, before[path])})
+    blocks = [{path.split(".")[2] for path in paths if ".layers." in path} for paths in moved]
+    assert moved[0] == {"model.norm.weight"}
+    assert blocks == [set(), {"1"}, {"0", "1"}, {"0", "1"}]
+    assert moved[3] == set(made.trained)
+
+
+def test_a_staged_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    def made(folder: str) -> Trainer:
+        decoder = tiny.decoder()
+        technique = tiny.technique("freeze", top=2, order="gradual", share=0.75, decay=0.5)
+        technique.apply(decoder, seed=0)
+        stage = partial(technique.stage, decoder)
+        plan = tiny.plan(batch=4, epochs=1.0)
+        return Trainer(decoder, tiny.examples(16), [], plan, tmp_path / folder, None, technique.rates(decoder), stage)
+
+    whole, parts = made("whole"), made("parts")
+    for _ in range(4):
+        whole.step()
+        parts.step()
+        parts.save()
+        parts = made("parts")
+        assert parts.resume()
+    assert equal(weights(whole), weights(parts))

@@ -85,7 +85,8 @@ def sample_windows(base: Base, engine: Engine, windows: int = WINDOWS, length: i
 
 def precision(decoder: Decoder) -> str:
     """The number format a decoder computes in: what one format measured is no baseline for another."""
-    return str(decoder.compute_dtype).removeprefix("torch.")
+    dtype = str(decoder.compute_dtype).removeprefix("torch.")
+    return dtype if decoder.base_precision == "full" else f"{dtype}-{decoder.base_precision}"
 
 
 @torch.inference_mode()

@@ -49,7 +49,7 @@ class Decoder(nn.Module):
     """A causal language model of any registered architecture.
 
     `compute_dtype` is the number format activations have; parameters are cast to it where they are used, so that
-    trained parameters can stay in float32.
+    trained parameters can stay in float32. `base_precision` says whether the blocks' linears are quantised.
     """
 
     def __init__(self, architecture: Architecture, config: ModelConfig) -> None:
@@ -57,6 +57,7 @@ class Decoder(nn.Module):
         self.architecture = architecture
         self.config = config
         self.compute_dtype = torch.float32
+        self.base_precision = "full"
         names = architecture.names
         self._put(names.embedding, Embedding(config))
         self._put(names.blocks, nn.ModuleList(architecture.block(config, layer) for layer in range(config.layers)))
