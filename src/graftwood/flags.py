@@ -43,11 +43,11 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="longest answ
 
 
 TECHNIQUE_FLAGS: dict[str, tuple[Any, str]] = {
-    "rank": (int, "LoRA: rank of the update"),
-    "alpha": (float, "LoRA: the update is scaled by alpha / rank"),
-    "dropout": (float, "LoRA: dropout before the update"),
-    "rslora": (bool, "LoRA: scale by alpha / sqrt(rank) instead"),
-    "targets": (str, "LoRA: linears by name, comma-separated, or all-linear"),
+    "rank": (int, "rank of the update: LoRA, DoRA, SHiRA, VeRA"),
+    "alpha": (float, "LoRA, DoRA: the update is scaled by alpha / rank"),
+    "dropout": (float, "LoRA, DoRA, VeRA: dropout before the update"),
+    "rslora": (bool, "LoRA, DoRA: scale by alpha / sqrt(rank) instead"),
+    "targets": (str, "what is changed: names, comma-separated, one regular expression, or all-linear"),
 }
 
 

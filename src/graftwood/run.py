@@ -89,9 +89,9 @@ class Model:
             if self.base.decoder.base_precision != "full":
                 held = self.base.decoder.base_precision
                 raise ConfigError(f"the base is held in {held}, which a merged weight does not fit; load the run anew")
-            self.base = _another(self.base, self.technique)
+            merged = _another(self.base, self.technique)
             self.technique.merge(self.base.decoder)
-            self.technique = None
+            self.base, self.technique = merged, None
             self.changed()
 
     def export(self, folder: str | Path) -> Path:

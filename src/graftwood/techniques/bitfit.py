@@ -43,9 +43,10 @@ class BitFit(SwappedTechnique):
             zeros = torch.zeros(len(linear.weight), device=linear.weight.device)
             starts[f"{path}.bias"] = zeros if linear.bias is None else linear.bias.detach().float().clone()
         if self.targets == (ALL_LINEAR,):
+            known = {*linears, decoder.architecture.names.head}
             for path, parameter in decoder.named_parameters():
                 owner, _, leaf = path.rpartition(".")
-                if leaf == "bias" and owner not in linears and "head" not in owner:
+                if leaf == "bias" and owner not in known:
                     starts[path] = parameter.detach().float().clone()
         return starts
 
