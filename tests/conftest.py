@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def tiny_config() -> Callable[..., ModelConfig]:
     """`tiny_config(architecture, **changes)`: sizes small enough for a test, grouped heads included."""
 
     def make(architecture: str = "llama", **changes: Any) -> ModelConfig:
-        return replace(tiny.CONFIG, **{"architecture": architecture, "init_std": 0.02} | changes)
+        return tiny.config(architecture, **{"init_std": 0.02} | changes)
 
     return make
 

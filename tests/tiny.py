@@ -34,6 +34,8 @@ CONFIG = ModelConfig(
     rope_theta=10_000.0,
     init_std=0.2,
 )
+# What a family is tried with beyond the sizes above, so that all its block has is at work.
+FEATURES: dict[str, dict[str, object]] = {}
 PLAN = Plan(
     learning_rate=1e-2,
     weight_decay=0.0,
@@ -47,6 +49,13 @@ PLAN = Plan(
     patience=3,
     save_seconds=1000.0,
 )
+
+
+def config(architecture: str = "llama", **changes: object) -> ModelConfig:
+    """The tiny configuration as the architecture can have it, with all its features."""
+    entry = ARCHITECTURES.get(architecture)
+    wished = replace(CONFIG, architecture=architecture, **FEATURES.get(architecture, {}))
+    return replace(entry.read(entry.write(wished)), **changes)
 
 
 def decoder(seed: int = 0, **changes: object) -> Decoder:

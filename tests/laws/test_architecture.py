@@ -16,7 +16,8 @@ from conftest import CPU
 from graftwood.model.architecture import ARCHITECTURES, Architecture
 from graftwood.model.config import ModelConfig, RopeScaling
 from graftwood.model.decoder import Decoder
-from graftwood.model.weights import file_tensors, load_decoder, save_tensors, to_files
+from graftwood.model.tensor_files import file_tensors
+from graftwood.model.weights import load_decoder, save_tensors, to_files
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grouped heads": {},

@@ -18,7 +18,8 @@ from graftwood.errors import ModelError
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder
-from graftwood.model.weights import INDEX, SINGLE, fingerprint, load_decoder, save_tensors, shard_files, to_files
+from graftwood.model.tensor_files import INDEX, SINGLE, shard_files
+from graftwood.model.weights import fingerprint, load_decoder, save_tensors, to_files
 from graftwood.runtime import Place
 
 Change = Callable[[dict[str, Any]], object]
