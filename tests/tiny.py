@@ -35,7 +35,11 @@ CONFIG = ModelConfig(
     init_std=0.2,
 )
 # What a family is tried with beyond the sizes above, so that all its block has is at work.
-FEATURES: dict[str, dict[str, object]] = {}
+FEATURES: dict[str, dict[str, object]] = {
+    "gpt_neo": {"windows": (None, 6)},
+    "gpt_neox": {"rotary_size": 4, "parallel_residual": True, "attention_bias": True, "activation": "gelu"},
+    "gptj": {"rotary_size": 4},
+}
 PLAN = Plan(
     learning_rate=1e-2,
     weight_decay=0.0,

@@ -25,6 +25,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one key for all": {"kv_heads": 1},
     "untied head": {"tied_head": False},
     "biases": {"attention_bias": True, "feed_forward_bias": True},
+    "attention without biases": {"attention_bias": False},
+    "one after the other": {"parallel_residual": False},
     "wide heads": {"head_size": 16},
     "linear rope": {"rope_scaling": RopeScaling("linear", 4.0)},
     "llama3 rope": {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 64), "rope_theta": 500_000.0},

@@ -22,6 +22,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one key for all": {"kv_heads": 1},
     "untied head": {"tied_head": False},
     "biases": {"attention_bias": True, "feed_forward_bias": True},
+    "attention without biases": {"attention_bias": False},
+    "one after the other": {"parallel_residual": False},
     "llama3 rope": {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 64), "rope_theta": 500_000.0},
 }
 LENGTHS = (5, 1, 11)
