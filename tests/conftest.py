@@ -126,7 +126,9 @@ def save_with_transformers() -> Callable[[ModelConfig, Path], None]:
         fields = ARCHITECTURES.get(config.architecture).write(config)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**fields))
+            model = transformers.AutoModelForCausalLM.from_config(
+                transformers.AutoConfig.for_model(**fields, pad_token_id=None)
+            )
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)

@@ -1,13 +1,13 @@
-"""What the families' `config.json` files have in common: options that must be off, activations, rotary scaling, windows.
+"""What the families' `config.json` files have in common: options that must be off, activations, rotary turns, windows.
 
-Reading refuses, by name and all at once, every option that changes a result and that the family's block does not compute.
+Reading refuses, by name and all at once, every option that changes a result and that the family does not compute.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from graftwood.errors import ModelError
 from graftwood.model.config import Activation, ModelConfig, RopeScaling
@@ -151,18 +151,23 @@ def write_rope(scaling: RopeScaling | None) -> dict[str, Any] | None:
     return rope
 
 
-def windows(hf: Fields, layers: int, kinds: Iterable[str] | None, default: int | None = None) -> tuple[int | None, ...]:
+def windows(hf: Fields, kinds: Sequence[str], default: int | None = None) -> tuple[int | None, ...]:
     """Each layer's window, from `layer_types` or else from the family's own `kinds`; empty where no layer has one.
 
     Raises: ModelError for a kind of layer that is neither full nor sliding attention.
     """
-    given = hf.get("layer_types") or list(kinds or ())
+    given = hf.get("layer_types") or kinds
     size = hf.get("sliding_window", default)
     odd = sorted(set(given) - {"full_attention", "sliding_attention"})
     if odd:
         raise ModelError(f"layer_types holds {', '.join(odd)}; full_attention and sliding_attention are computed")
-    found = tuple(cast(int, size) if kind == "sliding_attention" and size else None for kind in given[:layers])
+    found = tuple(size if kind == "sliding_attention" else None for kind in given)
     return found if any(found) else ()
+
+
+def every(period: int, layers: int) -> list[str]:
+    """Sliding attention, and full attention in every `period`-th layer."""
+    return ["sliding_attention" if (layer + 1) % period else "full_attention" for layer in range(layers)]
 
 
 def write_windows(config: ModelConfig) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def write_windows(config: ModelConfig) -> dict[str, Any]:
 def llama_sizes(hf: Fields, family: str, **options: Any) -> ModelConfig:
     """A configuration from the keys the Llama family shares; `options` are the fields a family has of its own."""
     turn = rope(hf)
-    positions = hf.get("max_position_embeddings", 2048)
+    positions = options.setdefault("max_positions", hf.get("max_position_embeddings", 2048))
     fields: dict[str, Any] = {
         "vocab_size": hf["vocab_size"],
         "hidden_size": hf["hidden_size"],
