@@ -124,6 +124,8 @@ def save_with_transformers() -> Callable[[ModelConfig, Path], None]:
 
     def save(config: ModelConfig, folder: Path) -> None:
         fields = ARCHITECTURES.get(config.architecture).write(config)
+        if fields["model_type"] not in transformers.CONFIG_MAPPING:
+            pytest.skip(f"transformers has no {fields['model_type']}")
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = transformers.AutoModelForCausalLM.from_config(

@@ -131,6 +131,8 @@ def test_load_then_save_gives_back_every_byte(
 def test_transformers_reads_what_we_write(name: str, tmp_path: Path, tiny_config: TinyConfig) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
     ours = decoder_of(tiny_config(name))
+    if ours.architecture.model_types[0] not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers has no {name}")
     save_tensors(to_files(ours), tmp_path, shard_bytes=20_000)
     config = transformers.AutoConfig.for_model(**ours.architecture.write(ours.config), pad_token_id=None)
     config.save_pretrained(tmp_path)
@@ -150,7 +152,7 @@ def test_it_overfits_one_batch(name: str, tiny_config: TinyConfig) -> None:
     inside[11] = False  # the first document's end does not predict the second's start
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=3e-2)
     losses = []
-    for _ in range(25):
+    while len(losses) < 50 and (not losses or losses[-1] >= 0.05):
         loss = F.cross_entropy(decoder(ids, documents=lengths)[0, :-1][inside], ids[0, 1:][inside])
         optimizer.zero_grad()
         loss.backward()

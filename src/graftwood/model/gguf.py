@@ -15,7 +15,7 @@ from torch import Tensor
 from graftwood.errors import ModelError
 from graftwood.model.architecture import Architecture, for_gguf
 
-READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "MXFP4")
 
 
 class GGUFFile:

@@ -90,7 +90,7 @@ def write_sizes(config: ModelConfig, model_type: str, class_: str) -> dict[str, 
         **hf.write_windows(config),
     )
     del fields["hidden_act"]
-    return fields
+    return fields | {"sliding_window": fields["sliding_window"] or 4096}
 
 
 def read(fields: Mapping[str, Any]) -> ModelConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from graftwood.errors import ModelError
 from graftwood.model import ggml, hf
 from graftwood.model.architecture import Architecture, Names
 from graftwood.model.architectures import gemma2
@@ -26,8 +27,10 @@ def read(fields: Mapping[str, Any]) -> ModelConfig:
     if "full_attention" in turns:
         local = turns.get("sliding_attention", {})
         if local.get("rope_type", "default") != "default":
-            hf.refuse_the_rest({"rope_local_base_freq": local}, "gemma3")
+            raise ModelError(f"rope scaling {local['rope_type']!r} in layers with a window is not what gemma3 computes")
         fields = {**fields, "rope_parameters": turns["full_attention"], "rope_local_base_freq": local["rope_theta"]}
+    if hf.rope(fields).get("rope_type") == "yarn":
+        raise ModelError("rope scaling 'yarn' is not one gemma3 is trained with; it is trained with linear")
     period = fields.get("sliding_window_pattern") or fields.get("_sliding_window_pattern") or _PERIOD
     fields = {"rope_theta": 1_000_000.0, "max_position_embeddings": 131_072, **fields}
     return gemma2.sizes(
