@@ -44,6 +44,9 @@ class GGUFFile:
 
     def config(self) -> dict[str, Any]:
         """The `config.json` this file stands for, token ids included."""
+        assert self.architecture.gguf_config is not None, (
+            "an architecture with names in GGUF files reads their metadata"
+        )
         prefix = self.architecture_name + "."
         own = {key.removeprefix(prefix): value for key, value in self.metadata.items() if key.startswith(prefix)}
         try:

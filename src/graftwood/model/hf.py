@@ -14,7 +14,7 @@ from graftwood.model.config import Activation, ModelConfig, RopeScaling
 
 Fields = Mapping[str, Any]
 
-_NOTHING = (None, False, [], {})
+_NOTHING: tuple[Any, ...] = (None, False, [], {})
 # Options that change a result in some family. A family names those it reads; the others must have one of these values.
 _OFF: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": _NOTHING,
@@ -183,7 +183,7 @@ def write_windows(config: ModelConfig) -> dict[str, Any]:
 def llama_sizes(hf: Fields, family: str, **options: Any) -> ModelConfig:
     """A configuration from the keys the Llama family shares; `options` are the fields a family has of its own."""
     turn = rope(hf)
-    positions = options.setdefault("max_positions", hf.get("max_position_embeddings", 2048))
+    positions = hf.get("max_position_embeddings", 2048)
     fields: dict[str, Any] = {
         "vocab_size": hf["vocab_size"],
         "hidden_size": hf["hidden_size"],

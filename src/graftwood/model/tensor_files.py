@@ -75,7 +75,7 @@ class _Safe:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._handle: Any = safe_open(path, framework="pt")
+            self._handle = cast(Any, safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is damaged or cut short ({error}); fetch it again") from None
         self.sizes = {name: math.prod(self._handle.get_slice(name).get_shape()) for name in self._handle.keys()}  # noqa: SIM118
