@@ -17,7 +17,7 @@ from graftwood.data.tokenizers import bpe
 from graftwood.errors import ModelError
 from graftwood.files import atomic_folder, cache_home, sha256_file, sha256_text, storage
 from graftwood.model.decoder import Decoder
-from graftwood.model.gguf import GGUFFile
+from graftwood.model.gguf import ROPE_FACTORS, GGUFFile
 from graftwood.model.rules import to_files, to_parameters
 from graftwood.model.tensor_files import shard_files
 from graftwood.model.weights import fingerprint, load_decoder, save_tensors
@@ -92,6 +92,8 @@ def convert(path: Path) -> Path:
         sizes = file.architecture.read(config)
         parameters: dict[str, Tensor] = {}
         for name, tensor in file.tensors():
+            if name == ROPE_FACTORS:  # its configuration says the same
+                continue
             held = to_parameters(name, tensor, file.architecture.gguf_rules, sizes)
             if held is None:
                 raise ModelError(f"{path}: no place for the tensor {name}; use the model's safetensors folder")

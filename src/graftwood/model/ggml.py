@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from graftwood.errors import ModelError
+from graftwood.model.config import RopeScaling
+from graftwood.model.hf import write_rope
+from graftwood.model.rope import frequencies
 from graftwood.model.rules import ROTARY_KEY, ROTARY_QUERY, Rule, Transform
 
 Metadata = Mapping[str, Any]
@@ -98,3 +103,19 @@ def rope(metadata: Metadata) -> dict[str, Any] | None:
             "original_max_position_embeddings": metadata["rope.scaling.original_context_length"],
         }
     raise ModelError(f"rope scaling {kind!r} of a GGUF file is not read; use the model's safetensors folder")
+
+
+def rope_of_factors(factors: Tensor, theta: float) -> dict[str, Any]:
+    """The `rope_scaling` of Llama 3's kind that stretches each pair of dimensions by these factors.
+
+    Raises: ModelError where no scaling of the published Llamas does.
+    """
+    plain = frequencies(2 * len(factors), theta, None)
+    scaling = RopeScaling("llama3", decimal(float(factors.max())))
+    expected = plain / frequencies(2 * len(factors), theta, scaling)
+    if not torch.allclose(expected, factors, rtol=1e-3):
+        raise ModelError(
+            "this GGUF file stretches rotary positions by factors that are not Llama 3's; "
+            "use the model's safetensors folder"
+        )
+    return cast(dict[str, Any], write_rope(scaling))
