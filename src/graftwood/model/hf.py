@@ -75,9 +75,9 @@ def activation(hf: Fields, key: str, family: str, default: str, only: Iterable[s
     return _ACTIVATIONS[given]
 
 
-def activation_name(given: Activation) -> str:
-    """The name of an activation in a `config.json`."""
-    return "gelu_pytorch_tanh" if given == "gelu_tanh" else given
+def activation_name(given: Activation, tanh: str = "gelu_pytorch_tanh") -> str:
+    """The name of an activation in a `config.json`; the approximate GELU has one of several, by family."""
+    return tanh if given == "gelu_tanh" else given
 
 
 def rope(hf: Fields) -> dict[str, Any]:

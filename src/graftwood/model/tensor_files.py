@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -98,14 +100,11 @@ class _Pickled:
 
 
 def _unpickled(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a `.bin` file, by memory map where it has the form for it."""
+    """The tensors of a `.bin` file, by memory map unless it is of the form from before 2020."""
     try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            content = torch.load(path, map_location="cpu", weights_only=True)  # files from before 2020
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickle protocols: what cannot be read raises
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError:
         raise ModelError(
             f"{path} is a pickle that wants to run code, so it is not opened; "

@@ -69,7 +69,7 @@ def write_sizes(config: ModelConfig, model_type: str, class_: str) -> dict[str, 
         "n_inner": config.feed_forward_size,
         "n_positions": config.max_positions,
         "layer_norm_epsilon": config.norm_eps,
-        "activation_function": hf.activation_name(config.activation),
+        "activation_function": hf.activation_name(config.activation, tanh="gelu_new"),
         "tie_word_embeddings": config.tied_head,
         "initializer_range": config.init_std,
     }

@@ -80,7 +80,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": config.feed_forward_size,
         "max_position_embeddings": config.max_positions,
         "layer_norm_epsilon": config.norm_eps,
-        "activation_function": hf.activation_name(config.activation),
+        "activation_function": hf.activation_name(config.activation, tanh="gelu_new"),
         "attention_types": [[kinds, 1]],
         "window_size": max((window for window in config.windows if window is not None), default=256),
         "tie_word_embeddings": config.tied_head,
