@@ -230,7 +230,7 @@ def _causal(
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     tokens = q.shape[-2]
     if mask is None and (scoring.cap is not None or sinks is not None or (scoring.window or tokens) < tokens):
-        mask = _visible(torch.arange(tokens, device=q.device), tokens, scoring.window)
+        mask = ~_hidden(torch.arange(tokens, device=q.device), tokens, scoring.window)
     return _weighed(q, k, v, mask, scoring, sinks, is_causal=mask is None).transpose(1, 2)
 
 
@@ -294,13 +294,14 @@ def _weighed(
     return (shares @ v_BGSD.unsqueeze(2)).flatten(1, 2)
 
 
-def _visible(positions_T: Tensor, filled: int, window: int | None) -> Tensor:
-    """What tokens at these positions see of the first `filled`, [..., T, filled]."""
-    back = positions_T.unsqueeze(-1) - torch.arange(filled, device=positions_T.device)
-    return (back >= 0) if window is None else (back >= 0) & (back < window)
+def _hidden(positions_T: Tensor, filled: int, window: int | None) -> Tensor:
+    """What tokens at these positions do not see of the first `filled`, [..., T, filled]."""
+    places, own = torch.arange(filled, device=positions_T.device), positions_T.unsqueeze(-1)
+    later = places > own
+    return later if window is None else later | (places <= own - window)
 
 
 def _mask(positions_BT: Tensor, filled: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """`_visible` as what is added to scores, 0 or -inf, [B, 1, T, filled]."""
-    seen = _visible(positions_BT, filled, window)
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf).unsqueeze(1)
+    """`_hidden` as what is added to scores, -inf or 0, [B, 1, T, filled]."""
+    hidden = _hidden(positions_BT, filled, window)
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf).unsqueeze(1)
