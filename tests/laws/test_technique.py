@@ -17,7 +17,8 @@ from conftest import CPU
 from graftwood.data.batch import pack
 from graftwood.errors import ConfigError
 from graftwood.model.decoder import Decoder
-from graftwood.model.weights import SINGLE, load_decoder
+from graftwood.model.tensor_files import SINGLE
+from graftwood.model.weights import load_decoder
 from graftwood.technique import TECHNIQUES, Technique
 from graftwood.train.loss import summed_loss, token_losses
 

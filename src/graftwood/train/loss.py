@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from graftwood.data.batch import Packed
 from graftwood.model.decoder import Decoder
@@ -20,7 +22,21 @@ CHUNK = 128  # rows of logits alive at once: 128 x 49,152 float32 are 25 MB, whi
 def summed_loss(decoder: Decoder, packed: Packed) -> Tensor:
     """Sum of `-log q(target)` over the predictions that count, in nats; a scalar that can be differentiated."""
     hidden = decoder.hidden(packed.ids, packed.documents)[0, packed.predict]
+    if decoder.config.head_bias or decoder.config.logit_cap is not None:
+        return _through_logits(decoder, hidden, packed.targets)
     return _ChunkedCrossEntropy.apply(hidden, decoder.head_weight(), packed.targets)  # type: ignore[no-untyped-call]
+
+
+def _through_logits(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The loss of heads that are no plain product, each chunk's logits made once more for its gradient."""
+
+    def chunk_loss(rows: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(decoder.logits(rows), target, reduction="sum")
+
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for rows, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+        total = total + checkpoint(chunk_loss, rows, target, use_reentrant=False)
+    return total
 
 
 @torch.no_grad()
@@ -28,7 +44,7 @@ def token_losses(decoder: Decoder, packed: Packed) -> Tensor:
     """`-log q(target)` of every prediction that counts, [M], nats."""
     hidden = decoder.hidden(packed.ids, packed.documents)[0, packed.predict]
     losses = [
-        torch.nn.functional.cross_entropy(decoder.logits(part), target, reduction="none")
+        F.cross_entropy(decoder.logits(part), target, reduction="none")
         for part, target in zip(hidden.split(CHUNK), packed.targets.split(CHUNK), strict=True)
     ]
     return torch.cat(losses) if losses else hidden.new_zeros(0)
