@@ -23,7 +23,7 @@ from conftest import CPU
 from graftwood.base import open_base
 from graftwood.checkpoint import load_step, step_folders
 from graftwood.config import RunConfig, save_toml
-from graftwood.data.batch import Order, pack
+from graftwood.data.batch import Examples, Order, pack
 from graftwood.data.encode import Example
 from graftwood.errors import ConfigError, StorageError
 from graftwood.model.decoder import Decoder
@@ -31,7 +31,7 @@ from graftwood.progress import Display
 from graftwood.technique import TECHNIQUES
 from graftwood.train.loop import Evaluated, NonFiniteLossError, Plan, Stepped, Trainer, mean_loss
 from graftwood.train.loss import CHUNK, summed_loss, token_losses
-from graftwood.train.optim import optimiser_tensors, schedule
+from graftwood.train.optim import schedule
 from graftwood.tuning import draft, execute, prepare
 
 techniques = pytest.mark.parametrize("name", TECHNIQUES.names())
@@ -49,7 +49,8 @@ def trainer(
     decoder = decoder or tiny.decoder()
     TECHNIQUES.get(name).parse(options).apply(decoder, seed=0)
     rows = tiny.examples(16) if train is None else train
-    return Trainer(decoder, rows, tiny.examples(6, seed=9) if valid is None else valid, plan, folder)
+    held_out = tiny.examples(6, seed=9) if valid is None else valid
+    return Trainer(decoder, Examples(rows), Examples(held_out), plan, folder)
 
 
 def weights(made: Trainer) -> dict[str, Tensor]:
@@ -76,7 +77,7 @@ def test_one_batch_of_eight_equals_eight_of_one(name: str, tmp_path: Path) -> No
 
 def test_every_answer_token_weighs_the_same(tmp_path: Path) -> None:
     made = trainer(tmp_path, tiny.plan(token_budget=1))
-    rows = [made.examples[row] for row in made.order.batch_rows(0)]
+    rows = [tiny.examples(16)[row] for row in made.order.batch_rows(0)]
     losses = [token_losses(made.decoder, pack([row])) for row in rows]
     stepped = made.step()
     assert stepped.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
@@ -132,12 +133,12 @@ def test_a_loss_that_is_no_number_changes_nothing_and_names_its_row(tmp_path: Pa
     while 4 not in made.order.batch_rows(made.progress.step):
         made.step()
     before, done = weights(made), made.progress
-    state = {name: tensor.clone() for name, tensor in optimiser_tensors(made.optimiser, made.trained).items()}
+    state = {name: tensor.clone() for name, tensor in made.optimiser.tensors().items()}
     assert state, "an optimiser that has moved before must show that it does not move now"
     with pytest.raises(NonFiniteLossError) as caught:
         made.step()
     assert equal(weights(made), before)
-    assert equal(optimiser_tensors(made.optimiser, made.trained), state)
+    assert equal(made.optimiser.tensors(), state)
     assert made.progress == done
     assert f"step {done.step + 1}: loss nan" in str(caught.value)
     assert "from rows rows.jsonl:5;" in str(caught.value)
@@ -159,9 +160,9 @@ def test_the_gradient_is_clipped(tmp_path: Path) -> None:
 
 
 def test_the_schedule_rises_and_falls_to_nothing() -> None:
-    rates = [schedule(step, steps=10, warmup=4) for step in range(11)]
+    rates = [schedule(step, steps=10, warmup=4, decay=10) for step in range(11)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0.0])
-    assert [schedule(0, 1, 1), schedule(0, 5, 1)] == [1.0, 1.0]
+    assert [schedule(0, 1, 1, 1), schedule(0, 5, 1, 5)] == [1.0, 1.0]
 
 
 def test_the_rate_of_a_step_follows_the_schedule(tmp_path: Path) -> None:

@@ -147,14 +147,15 @@ class Windows:
     """Rows of T tokens and the token after each, beginning every `stride` tokens; documents do not see each other.
 
     With `stride` T every token is predicted once; a smaller one gives the same text at other offsets. Only the last row
-    may be shorter.
+    may be shorter. `limit` is for the first tokens alone.
     """
 
-    def __init__(self, stream: Stream, size: int, stride: int) -> None:
+    def __init__(self, stream: Stream, size: int, stride: int, limit: int | None = None) -> None:
         self._stream, self._size, self._stride = stream, size, stride
-        self._count = 1 + max(0, -(-(len(stream) - 1 - size) // stride))
+        length = min(limit or len(stream), len(stream))
+        self._count = 1 + max(0, -(-(length - 1 - size) // stride))
         self.sizes: Ints = np.full(self._count, size, dtype=np.int64)
-        self.sizes[-1] = min(size, len(stream) - 1 - (self._count - 1) * stride)
+        self.sizes[-1] = min(size, length - 1 - (self._count - 1) * stride)
 
     def __len__(self) -> int:
         return self._count

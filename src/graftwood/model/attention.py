@@ -168,6 +168,9 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tens
     return seen.transpose(1, 2)
 
 
+def _packed(
+    q: Tensor, k: Tensor, v: Tensor, documents: tuple[int, ...], masks: tuple[Tensor, ...] | None = None
+) -> Tensor:
     if len(documents) == 1:
         return _causal(q, k, v, *(masks or ()))
     if masks is None and len(set(documents)) == 1:  # the rows of a batch, in one call

@@ -111,10 +111,7 @@ class Trainer:
         self.folder = folder
         self.order = Order(len(train), plan.batch, plan.epochs, plan.seed)
         self.trained = decoder.trained()
-        matrices = [f"{path}.weight" for path in decoder.linears()]
-        self.optimiser = Optimiser(
-            self.trained, matrices, plan.optimiser, plan.weight_decay, plan.betas, plan.average_half_life
-        )
+        self.optimiser = optimiser_for(decoder, plan)
         self.progress = Progress()
         self.stop = False
         self._valid_rows = valid
@@ -285,6 +282,14 @@ class Trainer:
                 odd.append(source.place(row))
         more = f" and {len(odd) - 10} more" if len(odd) > 10 else ""
         return f"rows {', '.join(odd[:10])}{more}" if odd else "no single row (the gradient overflowed)"
+
+
+def optimiser_for(decoder: Decoder, plan: Plan) -> Optimiser:
+    """The plan's optimiser over what the decoder trains."""
+    matrices = [f"{path}.weight" for path in decoder.linears()]
+    return Optimiser(
+        decoder.trained(), matrices, plan.optimiser, plan.weight_decay, plan.betas, plan.average_half_life
+    )
 
 
 def mean_loss(decoder: Decoder, parts: Sequence[Packed]) -> float | None:

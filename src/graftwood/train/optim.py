@@ -109,9 +109,3 @@ class Optimiser:
                 self._average[path] = tensor.to(parameter.device)
             else:  # the fused optimiser counts its steps where the parameter is, too
                 owners[parameter].state[parameter][key] = tensor.to(parameter.device)
-
-    @staticmethod
-    def bytes_a_number(kind: OptimiserName, half_life: float) -> tuple[int, int]:
-        """Bytes of state for each number of a block's matrix, and for each other one."""
-        average = 4 if half_life else 0
-        return (4 if kind == "muon" else 8) + average, 8 + average
