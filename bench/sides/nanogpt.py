@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,9 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(width, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
-                nn.init.normal_(parameter, 0.0, 0.02 / math.sqrt(2 * layers) if name.endswith("c_proj.weight") else 0.02)
+                nn.init.normal_(
+                    parameter, 0.0, 0.02 / math.sqrt(2 * layers) if name.endswith("c_proj.weight") else 0.02
+                )
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
@@ -81,7 +84,7 @@ class Training:
     def __init__(self, work: dict[str, Any]) -> None:
         self.work = work
         torch.manual_seed(work["seed"])
-        train = np.load(work["train"])
+        train = np.load(Path(work["train"]) / "tokens.npy")
         self.data = torch.from_numpy(train.astype(np.int64))
         self.model = GPT(work["vocabulary"], work["layers"], work["width"], work["heads"], work["block"])
         groups = [

@@ -79,7 +79,7 @@ def _plain_kind(annotation: Any) -> Any:
     """What a flag is read as: a number or text, whose bounds the configuration checks. A count may be `10M`."""
     while not inspect.isclass(annotation):
         inner = [kind for kind in get_args(annotation) if kind is not type(None)]
-        if not inner or not isinstance(inner[0], type) and get_origin(inner[0]) is None:
+        if not inner or (not isinstance(inner[0], type) and get_origin(inner[0]) is None):
             return str  # the words of a Literal
         if get_origin(annotation) is Annotated and any(isinstance(m, BeforeValidator) for m in inner[1:]):
             return str

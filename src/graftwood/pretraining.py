@@ -18,7 +18,7 @@ from graftwood.base import Base
 from graftwood.checkpoint import save_model
 from graftwood.config import PretrainConfig, save_toml
 from graftwood.data.batch import Examples
-from graftwood.data.corpus import TOKENIZER, TRAIN, VALID, Corpus, Windows, open_corpus, verify
+from graftwood.data.corpus import TOKENIZER, TRAIN, VALID, Corpus, Stream, Windows, open_corpus, verify
 from graftwood.data.prepare import BEGUN
 from graftwood.data.templates import from_folder as read_template
 from graftwood.data.tokenizers.bpe import from_folder
@@ -154,7 +154,7 @@ def prepare(config: PretrainConfig, base: Base | None, out: Path, display: Displ
     settings |= {
         "tokens": schedule.tokens, "batch tokens": schedule.batch_tokens, "learning rate": schedule.learning_rate,
     }  # fmt: skip
-    plan, train = _planned(config, schedule, corpus, context)
+    plan, train = plan_windows(config, schedule, corpus.stream(TRAIN), context)
     valid = Windows(corpus.stream(VALID), context, context, config.valid_tokens) if corpus.tokens[VALID] > 1 else None
     TECHNIQUES.get("full").parse({}).apply(base.decoder, config.seed)
     display.say(f"{'a new model' if config.model is None else base.name}: {parameters:,} parameters")
@@ -163,11 +163,10 @@ def prepare(config: PretrainConfig, base: Base | None, out: Path, display: Displ
     return Job(config, base, corpus, plan, train, valid, _bits_a_nat(corpus, valid), settings)
 
 
-def _planned(config: PretrainConfig, schedule: Schedule, corpus: Corpus, context: int) -> tuple[Plan, Windows]:
+def plan_windows(config: PretrainConfig, schedule: Schedule, stream: Stream, context: int) -> tuple[Plan, Windows]:
     """The training plan and its windows, which begin so close together that none is read twice."""
     batch = max(1, round(schedule.batch_tokens.value / context))
     steps = max(1, round(schedule.tokens.value / (batch * context)))
-    stream = corpus.stream(TRAIN)
     windows = Windows(stream, context, max(1, min(context, len(stream) // (steps * batch))))
     plan = Plan(
         learning_rate=schedule.learning_rate.value,
@@ -203,8 +202,8 @@ def preview(job: Job, display: Display) -> Forecast:
     passes = expected.tokens / job.corpus.tokens[TRAIN]
     display.say(
         f"forecast: {expected.steps:,} steps, {expected.tokens:,} tokens ({passes:.2g} passes over the corpus) at "
-        f"{expected.tokens_per_second:,.0f} tokens/s: about {duration(expected.seconds)}, {size(expected.memory_bytes)} "
-        "of memory"
+        f"{expected.tokens_per_second:,.0f} tokens/s: about {duration(expected.seconds)}, "
+        f"{size(expected.memory_bytes)} of memory"
     )
     return expected
 

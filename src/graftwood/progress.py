@@ -61,7 +61,13 @@ class Display:
                 self.say(f"{title}: {size(done)} of {size(total)}, {duration(left)} left")
 
         if self.console.is_terminal:
-            columns = (TextColumn(title), BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn(title),
+                BarColumn(None),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+            )
             with Progress(*columns, console=self.console, transient=True) as progress:
                 task = progress.add_task(title, total=total)
                 yield lambda more: progress.advance(task, more)

@@ -47,7 +47,9 @@ def sizes(config: PretrainConfig, vocab_size: int) -> tuple[ModelConfig, dict[st
     inner = max(32, round(width.value * 8 / 3 / 32) * 32)
     feed_forward = _or(config.feed_forward, inner, "8/3 of the width: Shazeer 2020, arXiv 2002.05202")
     usual = 256 if width.value < 512 else 1024
-    context = _or(config.context, usual, "256 below a width of 512, else 1,024: what a step costs stays in its matrices")
+    context = _or(
+        config.context, usual, "256 below a width of 512, else 1,024: what a step costs stays in its matrices"
+    )
     found = {
         "layers": layers, "width": width, "heads": heads, "key/value heads": kv_heads, "feed-forward": feed_forward,
         "context": context,
@@ -106,7 +108,9 @@ def budget(config: PretrainConfig, parameters: int, corpus_tokens: int, context:
         enough, most = TOKENS_A_PARAMETER * parameters, MOST_PASSES * corpus_tokens
         rule = f"{TOKENS_A_PARAMETER} a parameter: Hoffmann et al. 2022, arXiv 2203.15556"
         if most < enough:
-            rule = f"{MOST_PASSES} passes, after which repeated text teaches little: Muennighoff et al. 2023, 2305.16264"
+            rule = (
+                f"{MOST_PASSES} passes, after which repeated text teaches little: Muennighoff et al. 2023, 2305.16264"
+            )
         tokens = _or(config.tokens, min(enough, most), rule)
     else:
         tokens = _or(config.tokens, corpus_tokens, "one pass over the corpus")

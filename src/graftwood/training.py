@@ -22,7 +22,6 @@ from graftwood.files import atomic_write, storage
 from graftwood.progress import Display
 from graftwood.train.loop import Evaluated, Stepped, Trainer
 
-
 _FREE = ("out", "device")  # what a resumed run may change
 
 

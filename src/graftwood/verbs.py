@@ -11,8 +11,12 @@ import typer
 
 from graftwood.flags import JsonFlag, pretrain_signature
 
-Given = Annotated[list[str], typer.Argument(help="text or JSONL files (.gz and .zst too), folders, patterns, - for stdin")]
-Vocab = Annotated[Optional[str], typer.Option("--vocab", help="tokens of a new bpe vocabulary; by default by the size of the text")]  # noqa: UP045,E501
+Given = Annotated[
+    list[str], typer.Argument(help="text or JSONL files (.gz and .zst too), folders, patterns, - for stdin")
+]
+Vocab = Annotated[
+    str | None, typer.Option("--vocab", help="tokens of a new bpe vocabulary; by default by the size of the text")
+]
 Separator = Annotated[Optional[str], typer.Option("--separator", help="what stands between documents of a text file")]  # noqa: UP045
 HeldOut = Annotated[float, typer.Option("--held-out", help="share that is held out, at most 10 MB")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of what is held out")]
@@ -46,9 +50,7 @@ def train_tokenizer(
     from graftwood.preparing import train_tokenizer as make
     from graftwood.progress import Display
 
-    told = make(
-        data, out, Display(), kind, _count(vocab), separator=_text(separator), held_out=held_out, seed=seed
-    )
+    told = make(data, out, Display(), kind, _count(vocab), separator=_text(separator), held_out=held_out, seed=seed)
     if json_:
         print(json.dumps(told, ensure_ascii=False, indent=2))
     else:
@@ -62,7 +64,10 @@ def prepare(
     data: Given,
     out: Annotated[Path, typer.Option("--out", "-o", help="folder of the corpus")],
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", help="bpe, bytes or chars made from the data; a folder or a model to take one from")
+        str,
+        typer.Option(
+            "--tokenizer", help="bpe, bytes or chars made from the data; a folder or a model to take one from"
+        ),
     ] = "bpe",
     vocab: Vocab = None,
     separator: Separator = None,

@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,9 +61,9 @@ class Corpus:
 def open_corpus(folder: Path) -> Corpus:
     """Raises: DataError when the folder holds no finished corpus."""
     try:
-        told = json.loads((folder / CORPUS).read_text(encoding="utf-8"))
-        lists = {key: tuple(told.pop(key)) for key in ("files", "pieces")}
-        return Corpus(folder=folder, **told, **lists)
+        told: dict[str, Any] = json.loads((folder / CORPUS).read_text(encoding="utf-8"))
+        told |= {key: tuple(told[key]) for key in ("files", "pieces")}
+        return Corpus(folder=folder, **told)
     except FileNotFoundError:
         begun = (folder / SHARDS).is_dir()
         why = "its preparation has not finished; give the same `graft prepare` again" if begun else "there is no corpus"
@@ -102,7 +103,9 @@ def _checksums(shard: Path) -> dict[Path, str]:
     """What `shard.json` says of its files; nothing where it cannot be read."""
     try:
         told = json.loads((shard / SHARD).read_text(encoding="utf-8"))
-        return {shard / split / n: told[split]["sha256"][n] for split in (TRAIN, VALID) if split in told for n in ARRAYS}
+        return {
+            shard / split / n: told[split]["sha256"][n] for split in (TRAIN, VALID) if split in told for n in ARRAYS
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

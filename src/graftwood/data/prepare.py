@@ -122,11 +122,10 @@ def survey(folder: Path, recipe: Recipe, workers: int, advance: Advance) -> Surv
         np.stack([np.full(len(part["lines"]), number), _numbered(part["files"], piece, numbers), part["lines"]], axis=1)
         for number, (part, piece) in enumerate(zip(parts, pieces, strict=True))
     ]
-    found = Survey(
-        *(np.concatenate([part[key] for part in parts]) for key in ("digests", "signatures", "sizes")),
-        np.concatenate(places),
-        tuple(skipped),
+    digests, signatures, counted = (
+        np.concatenate([part[key] for part in parts]) for key in ("digests", "signatures", "sizes")
     )
+    found = Survey(digests, signatures, counted, np.concatenate(places), tuple(skipped))
     if not len(found.digests):
         why = f": {skipped[0].place} {skipped[0].why}" if skipped else ""
         raise DataError(f"there is no text in {_few(recipe.files)}{why}")
@@ -176,7 +175,9 @@ def choose(recipe: Recipe, found: Survey) -> Choice:
     if len(kept) < FEW:
         rule = f"the last {share:.2%} of every document is held out: there are fewer than {FEW}"
         return Choice(tuple(repeats), fate, 1 - share, rule)
-    mixed = (found.digests[kept, 0] ^ np.uint64(recipe.seed * 0x9E3779B97F4A7C15 % 2**64)) * np.uint64(0xD6E8FEB86659FD93)
+    mixed = (found.digests[kept, 0] ^ np.uint64(recipe.seed * 0x9E3779B97F4A7C15 % 2**64)) * np.uint64(
+        0xD6E8FEB86659FD93
+    )
     order = np.argsort(mixed >> np.uint64(11), kind="stable")
     chosen = kept[order[: max(1, round(share * len(kept)))]]
     fate[chosen] = _HELD_OUT
@@ -295,7 +296,10 @@ def finish(folder: Path, recipe: Recipe, found: Survey, choice: Choice) -> Corpu
             "rule": choice.rule,
             "files": list(recipe.files),
             "pieces": [path.name for path in sorted((folder / SHARDS).iterdir())],
-            "removed": {"exact": sum(r.exact for r in choice.repeats), "near": sum(not r.exact for r in choice.repeats)},
+            "removed": {
+                "exact": sum(r.exact for r in choice.repeats),
+                "near": sum(not r.exact for r in choice.repeats),
+            },
             "skipped": len(found.skipped),
             "unknown": sum(part["unknown"] for part in told),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -162,8 +163,8 @@ class Trainer:
             self.optimiser.forget()
             raise NonFiniteLossError(
                 f"step {self.progress.step + 1}: loss {loss}, gradient norm {norm}, from "
-                f"{self._culprits(self.train, rows)}; the parameters are as they were before this "
-                "step; mend these rows and go on with --resume, or start again with a lower --lr"
+                f"{self._culprits(self.train, rows)}; the parameters are as they were before this step; mend these "
+                "rows and go on with --resume, or start again with a lower --lr"
             )
         self.optimiser.step(rate)
 
@@ -188,10 +189,10 @@ class Trainer:
             valid = mean_loss(self.decoder, self._valid)
             drift = self._gauge() if self._gauge is not None else None
         if valid is not None and not math.isfinite(valid):
+            culprits = self._culprits(self._valid_rows, range(len(self._valid_rows)))
             raise NonFiniteLossError(
-                f"after step {self.progress.step}: validation loss {valid}, from "
-                f"{self._culprits(self._valid_rows, range(len(self._valid_rows)))}; mend these rows and go on with --resume, or start again "
-                "with a lower --lr"
+                f"after step {self.progress.step}: validation loss {valid}, from {culprits}; mend these rows and go on "
+                "with --resume, or start again with a lower --lr"
             )
         self.decoder.train()
         before = self.progress
@@ -226,7 +227,7 @@ class Trainer:
         if not folders:
             return False
         saved = load_step(folders[-1])
-        there, here = saved.state["plan"], asdict(self.plan)
+        there, here = saved.state["plan"], json.loads(json.dumps(asdict(self.plan)))
         odd = [
             f"{name} {there.get(name)} there, {value} here" for name, value in here.items() if there.get(name) != value
         ]
@@ -287,9 +288,7 @@ class Trainer:
 def optimiser_for(decoder: Decoder, plan: Plan) -> Optimiser:
     """The plan's optimiser over what the decoder trains."""
     matrices = [f"{path}.weight" for path in decoder.linears()]
-    return Optimiser(
-        decoder.trained(), matrices, plan.optimiser, plan.weight_decay, plan.betas, plan.average_half_life
-    )
+    return Optimiser(decoder.trained(), matrices, plan.optimiser, plan.weight_decay, plan.betas, plan.average_half_life)
 
 
 def mean_loss(decoder: Decoder, parts: Sequence[Packed]) -> float | None:

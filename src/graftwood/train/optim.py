@@ -101,7 +101,9 @@ class Optimiser:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` gave."""
-        owners = {parameter: part for part in self._parts for group in part.param_groups for parameter in group["params"]}
+        owners = {
+            parameter: part for part in self._parts for group in part.param_groups for parameter in group["params"]
+        }
         for name, tensor in tensors.items():
             path, _, key = name.rpartition("/")
             parameter = self._trained[path]
