@@ -95,11 +95,9 @@ def _music(line: str) -> list[str]:
     names: list[str] = []
     at, owed = 0, 0
     while at < len(line):
-        for name, pattern in _LINE:
-            found = pattern.match(line, at)
-            if found and found.end() > at:
-                break
-        else:
+        matches = ((name, pattern.match(line, at)) for name, pattern in _LINE)
+        name, found = next(((name, found) for name, found in matches if found), ("", None))
+        if found is None:
             raise NotAbcError(f"{line[at : at + 10]!r} is no music")
         if name == "tuplet":
             owed = int(found["count"])

@@ -165,6 +165,47 @@ def test_the_schedule_rises_and_falls_to_nothing() -> None:
     assert [schedule(0, 1, 1, 1), schedule(0, 5, 1, 5)] == [1.0, 1.0]
 
 
+def test_the_rate_stays_level_between() -> None:
+    rates = [schedule(step, steps=10, warmup=2, decay=4) for step in range(11)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0.0])
+    assert schedule(9, steps=10, warmup=2, decay=0) == 1.0
+
+
+def test_z_loss_is_in_the_gradient_alone() -> None:
+    decoder, packed = tiny.decoder().requires_grad_(True), pack(tiny.examples(12))
+    plain = summed_loss(decoder, packed)
+    value = summed_loss(decoder, packed, z_loss=0.1)
+    assert value.item() == plain.item()
+    value.backward()
+    found = {name: parameter.grad for name, parameter in decoder.named_parameters()}
+    decoder.zero_grad(set_to_none=True)
+    logits = decoder(packed.ids, packed.documents)[0, packed.predict]
+    whole = F.cross_entropy(logits, packed.targets, reduction="sum") + 0.1 * logits.logsumexp(-1).square().sum()
+    whole.backward()
+    for name, parameter in decoder.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_averaged_weights_are_measured_and_kept(tmp_path: Path) -> None:
+    made = trainer(tmp_path, tiny.plan(learning_rate=0.05, average_half_life=2.0, patience=99), name="full")
+    mean = weights(made)
+    for event in made.run():
+        if isinstance(event, Stepped):
+            mean = {name: old.lerp(made.trained[name].detach(), 1 - 0.5**0.5) for name, old in mean.items()}
+        elif event.step:
+            raw = weights(made)
+            with made.optimiser.averaged():
+                for name, parameter in made.trained.items():
+                    torch.testing.assert_close(parameter.detach(), mean[name])
+                held_out = mean_loss(made.decoder.eval(), [pack(tiny.examples(6, seed=9))])
+                assert held_out == pytest.approx(event.valid_loss, rel=1e-4)
+            made.decoder.train()
+            assert equal(weights(made), raw)
+    assert made.progress.step == made.progress.best_step == 2
+    for name, parameter in made.trained.items():
+        torch.testing.assert_close(parameter.detach(), mean[name])
+
+
 def test_the_rate_of_a_step_follows_the_schedule(tmp_path: Path) -> None:
     made = trainer(tmp_path, tiny.plan(learning_rate=0.5, batch=4, warmup_share=0.5), valid=[])
     rates = [event.learning_rate for event in made.run() if isinstance(event, Stepped)]
@@ -281,14 +322,15 @@ def test_a_full_disk_leaves_the_last_checkpoint(name: str, tmp_path: Path) -> No
     assert [type(event) for event in again.run()][-1] is Evaluated
 
 
+@pytest.mark.parametrize("kind", ["tune", "pretrain"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, tokenizer_files: Callable[[Path], None]
+    kind: str, tmp_path: Path, tokenizer_files: Callable[[Path], None]
 ) -> None:
     """Weights, optimiser, progress and log are bit for bit those of a run that nobody killed, with dropout on."""
     folder = tiny.model_folder(tmp_path / "tiny", tokenizer_files)
     script = Path(__file__).with_name("killed_run.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(folder), str(tmp_path / "runs")],
+        [sys.executable, str(script), kind, str(folder), str(tmp_path / "runs")],
         check=True,
         capture_output=True,
         text=True,
