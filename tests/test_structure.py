@@ -37,6 +37,7 @@ LAYERS = (
     ("evals",),
     ("progress",),
     ("training", "preparing"),
+    ("continued",),
     ("tuning", "pretraining"),
     ("run",),
     ("graftwood", "handover", "cache", "flags"),

@@ -17,12 +17,14 @@ import torch
 from graftwood.base import Base
 from graftwood.checkpoint import save_model
 from graftwood.config import PretrainConfig, save_toml
+from graftwood.continued import Examination
 from graftwood.data.batch import Examples
 from graftwood.data.corpus import TOKENIZER, TRAIN, VALID, Corpus, Stream, Windows, open_corpus, verify
 from graftwood.data.prepare import BEGUN
 from graftwood.data.templates import from_folder as read_template
 from graftwood.data.tokenizers.bpe import from_folder
 from graftwood.errors import ConfigError, DataError
+from graftwood.evals.card import Chosen
 from graftwood.files import atomic_folder, folder_bytes, sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.generate.sampling import Sampling
@@ -62,6 +64,7 @@ class Result:
     """What a run came to; `pretrain.json` holds it."""
 
     created: str
+    folder: str
     parameters: int
     steps: int
     stopped: str
@@ -138,6 +141,7 @@ def prepare(config: PretrainConfig, base: Base | None, out: Path, display: Displ
 
     Raises: DataError for a corpus that is damaged or shorter than a window; ConfigError for sizes that do not fit.
     """
+    config = _lasting(config, base)
     corpus = ready_corpus(config, base, out, display)
     settings: dict[str, Setting] = {}
     if base is None:
@@ -161,6 +165,13 @@ def prepare(config: PretrainConfig, base: Base | None, out: Path, display: Displ
     for name, setting in settings.items():
         display.say(f"  {name} {setting.value:,.6g}: {setting.source}")
     return Job(config, base, corpus, plan, train, valid, _bits_a_nat(corpus, valid), settings)
+
+
+def _lasting(config: PretrainConfig, base: Base | None) -> PretrainConfig:
+    """The configuration with every path whole, so that its run file works from any folder."""
+    paths = {key: Path(getattr(config, key)) for key in ("data", "tokenizer")}
+    whole = {key: str(path.resolve()) for key, path in paths.items() if path.exists()}
+    return config.model_copy(update=whole | ({} if base is None else {"model": base.source}))
 
 
 def plan_windows(config: PretrainConfig, schedule: Schedule, stream: Stream, context: int) -> tuple[Plan, Windows]:
@@ -215,7 +226,11 @@ def execute(job: Job, expected: Forecast, out: Path, display: Display, resume: b
     with storage(f"write {out}"):
         out.mkdir(parents=True, exist_ok=True)
         save_toml(job.config.model_copy(update={"out": str(out)}), out / "run.toml")
-    trainer = Trainer(job.base.decoder, job.train, job.valid or NOTHING, job.plan, out / "checkpoints")
+    exam = None
+    if job.config.model is not None:
+        exam = Examination(job.base, job.train, job.valid, job.config.seed, display)
+    gauge = exam.gauge if exam is not None else None
+    trainer = Trainer(job.base.decoder, job.train, job.valid or NOTHING, job.plan, out / "checkpoints", gauge)
     write = _writer(job, trainer)
 
     def remark(event: Evaluated) -> dict[str, Any]:
@@ -227,12 +242,14 @@ def execute(job: Job, expected: Forecast, out: Path, display: Display, resume: b
             display.say(f"  {sample!r}")
         return {"bits_per_byte": bits, "sample": sample}
 
-    drive(trainer, out, display, resume, remark)
+    curve = drive(trainer, out, display, resume, remark)
     job.base.decoder.requires_grad_(False).eval()
     save_model(job.base, out / "model")
-    result = _result(job, trainer, expected, write())
+    result = _result(job, trainer, expected, out, write())
     with storage(f"write {out}"):
         write_json(out / "pretrain.json", asdict(result))
+    if exam is not None:
+        exam.report(trainer, _chosen(job, trainer), job.config.data, curve, out)
     return result
 
 
@@ -256,11 +273,12 @@ def _writer(job: Job, trainer: Trainer) -> Callable[[], str]:
     return write
 
 
-def _result(job: Job, trainer: Trainer, expected: Forecast, sample: str) -> Result:
+def _result(job: Job, trainer: Trainer, expected: Forecast, out: Path, sample: str) -> Result:
     progress = trainer.progress
     loss = progress.best_loss
     return Result(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        folder=str(out),
         parameters=count_parameters(job.base.decoder.parameters()),
         steps=progress.step,
         stopped=progress.ended or "stopped by you",
@@ -275,4 +293,20 @@ def _result(job: Job, trainer: Trainer, expected: Forecast, sample: str) -> Resu
         sample=sample,
         settings={name: asdict(setting) for name, setting in job.settings.items()},
         machine=machine(),
+    )
+
+
+def _chosen(job: Job, trainer: Trainer) -> Chosen:
+    technique = TECHNIQUES.get("full")
+    return Chosen(
+        technique=technique.title,
+        settings={name: f"{setting.value:,.6g}" for name, setting in job.settings.items()}
+        | {"seed": str(job.plan.seed)},
+        reasons={name: setting.source for name, setting in job.settings.items()},
+        trained_parameters=count_parameters(trainer.trained.values()),
+        total_parameters=count_parameters(job.base.decoder.parameters()),
+        stopped=trainer.progress.ended or "stopped by you",
+        best_step=trainer.progress.best_step,
+        steps=trainer.progress.step,
+        epochs=trainer.progress.tokens / job.corpus.tokens[TRAIN],
     )

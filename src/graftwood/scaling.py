@@ -69,7 +69,9 @@ def sizes(config: PretrainConfig, vocab_size: int) -> tuple[ModelConfig, dict[st
         norm_eps=1e-5,
         rope_theta=10_000.0,
         tied_head=config.head == "tied",
-        init_std=0.02,
+        init_std=round(
+            width.value**-0.5, 4
+        ),  # the scale at which a matrix keeps its input's: He et al. 2015, 1502.01852
     )
     return model, found
 

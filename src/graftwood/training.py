@@ -15,11 +15,12 @@ from pydantic import BaseModel
 from graftwood.checkpoint import step_folders
 from graftwood.config import read_config
 from graftwood.errors import ConfigError, StorageError
-from graftwood.evals.card import CurvePoint
+from graftwood.evals.card import Cost, CurvePoint
 from graftwood.evals.picture import png
 from graftwood.evals.svg import curve_svg
 from graftwood.files import atomic_write, storage
 from graftwood.progress import Display
+from graftwood.runtime import machine, peak_memory_bytes
 from graftwood.train.loop import Evaluated, Stepped, Trainer
 
 _FREE = ("out", "device")  # what a resumed run may change
@@ -143,3 +144,17 @@ def _interruptible(trainer: Trainer, display: Display) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def cost(trainer: Trainer, report_seconds: float) -> Cost:
+    """What a run took, for its report card."""
+    progress = trainer.progress
+    return Cost(
+        train_seconds=progress.train_seconds,
+        report_seconds=report_seconds,
+        train_tokens=progress.tokens,
+        answer_tokens=progress.answer_tokens,
+        tokens_per_second=progress.tokens / max(progress.train_seconds, 1e-9),
+        peak_memory_bytes=peak_memory_bytes(),
+        machine=machine(),
+    )

@@ -18,7 +18,7 @@ from graftwood.data.batch import Examples
 from graftwood.data.encode import Example, encode_rows
 from graftwood.data.sources import Source, Splits, load_splits
 from graftwood.evals import judge, skills
-from graftwood.evals.card import Card, Chosen, Cost, CurvePoint
+from graftwood.evals.card import Card, Chosen, CurvePoint
 from graftwood.evals.report import write_report
 from graftwood.evals.retention import Probe, compare, precision, probe_for
 from graftwood.evals.task import TASKS
@@ -26,11 +26,10 @@ from graftwood.files import sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display, duration, size
-from graftwood.runtime import machine, peak_memory_bytes
 from graftwood.technique import TECHNIQUES, Technique
 from graftwood.train.forecast import Forecast, forecast
 from graftwood.train.loop import Plan, Trainer
-from graftwood.training import check_same, drive
+from graftwood.training import check_same, cost, drive
 
 IN_MEMORY = "rows"  # what a configuration calls data that came as objects, from no file
 
@@ -205,7 +204,7 @@ def execute(job: Job, out: Path, display: Display, resume: bool) -> Card:
         kept=judge.kept(before, after, moved, probe),
         memory=judge.remembered(before, after),
         chosen=_chosen(job, trainer),
-        cost=_cost(trainer, measured + time.monotonic() - started),
+        cost=cost(trainer, measured + time.monotonic() - started),
         curve=curve,
         samples=judge.samples(paper, base.encoder(), before, after),
     )
@@ -265,17 +264,4 @@ def _chosen(job: Job, trainer: Trainer) -> Chosen:
         best_step=trainer.progress.best_step,
         steps=trainer.progress.step,
         epochs=trainer.progress.step / trainer.order.steps_per_epoch,
-    )
-
-
-def _cost(trainer: Trainer, report_seconds: float) -> Cost:
-    progress = trainer.progress
-    return Cost(
-        train_seconds=progress.train_seconds,
-        report_seconds=report_seconds,
-        train_tokens=progress.tokens,
-        answer_tokens=progress.answer_tokens,
-        tokens_per_second=progress.tokens / max(progress.train_seconds, 1e-9),
-        peak_memory_bytes=peak_memory_bytes(),
-        machine=machine(),
     )

@@ -1,6 +1,7 @@
 """A run in peace and the same run killed again and again at random moments; prints what each of them left.
 
-Run as a program: `killed_run.py tune|pretrain MODEL_FOLDER RUNS_FOLDER`. Children are forked, so torch must not have threads.
+Run as a program: `killed_run.py tune|pretrain MODEL_FOLDER RUNS_FOLDER`. Children are forked, so torch must not have
+threads.
 """
 
 from __future__ import annotations

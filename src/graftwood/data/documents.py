@@ -173,11 +173,40 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         with gzip.open(path) as handle:
             yield cast(IO[bytes], handle)
     elif path.suffix == ".zst":
-        with path.open("rb") as raw, _zstd().ZstdDecompressor().stream_reader(raw) as handle:
-            yield io.BufferedReader(handle)
+        with path.open("rb") as raw, io.BufferedReader(_Unpacked(raw, _zstd().ZstdDecompressor())) as buffered:
+            yield cast(IO[bytes], buffered)
     else:
         with path.open("rb") as handle:
             yield handle
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of zstd frames. The package's own reader takes a file that is cut short for a whole one."""
+
+    def __init__(self, raw: IO[bytes], package: Any) -> None:
+        self._raw, self._package = raw, package
+        self._frame: Any = None
+        self._packed = self._plain = b""
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """The next bytes. Raises: EOFError where the file ends within a frame."""
+        while not self._plain:
+            self._packed = self._packed or self._raw.read(1 << 17)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("it ends within a frame")
+                return 0
+            self._frame = self._frame or self._package.decompressobj()
+            self._plain = self._frame.decompress(self._packed)
+            self._packed = self._frame.unused_data if self._frame.eof else b""
+            self._frame = None if self._frame.eof else self._frame
+        size = min(len(buffer), len(self._plain))
+        buffer[:size], self._plain = self._plain[:size], self._plain[size:]
+        return size
 
 
 def _zstd() -> Any:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from graftwood.model.config import ModelConfig
 from graftwood.model.layers import Linear, project, rotary_tables, rotate
 
+SHORT = 128  # tokens up to which attention that trains on a processor is written out
+
 
 class KVCache:
     """Keys and values of the tokens each row has seen, and the rotary angles of every position there is room for.
@@ -163,9 +165,27 @@ def attend(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, scope: Scope, layer: 
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    if mask is None and q.shape[1] <= SHORT and q.requires_grad and q.device.type == "cpu":
+        return _short(q, k, v)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
     return seen.transpose(1, 2)
+
+
+def _short(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+    """Causal attention written out: of short rows the products are small, and a general kernel's backward costs more.
+
+    Forward and backward of 32 rows of 128 tokens: 12 ms, where the fused kernel takes 17; from 256 on it is the faster.
+    """
+    batch, tokens, heads, size = q_BTHD.shape
+    shared = heads // k_BTGD.shape[2]
+    q, k, v = (
+        (y if y.shape[2] == heads else y.repeat_interleave(shared, 2)).transpose(1, 2).reshape(-1, tokens, size)
+        for y in (q_BTHD, k_BTGD, v_BTGD)
+    )
+    hidden = torch.full((tokens, tokens), -torch.inf, dtype=q.dtype).triu_(1)
+    shares = torch.baddbmm(hidden, q, k.mT, alpha=size**-0.5).softmax(-1)
+    return torch.bmm(shares, v).view(batch, heads, tokens, size).transpose(1, 2)
 
 
 def _packed(

@@ -14,7 +14,8 @@ from torch.autograd.function import once_differentiable
 from graftwood.data.batch import Packed
 from graftwood.model.decoder import Decoder
 
-CHUNK = 128  # rows of logits alive at once: 128 x 49,152 float32 are 25 MB, which a desktop's cache still holds
+CHUNK = 128  # rows of logits alive at once, or more where the vocabulary is small: 25 MB stay in a desktop's cache
+_LOGITS = CHUNK * 49_152
 
 
 def summed_loss(decoder: Decoder, packed: Packed, z_loss: float = 0.0) -> Tensor:
@@ -48,8 +49,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_head = torch.zeros_like(head) if wants_head else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(targets), CHUNK):
-            rows = slice(start, start + CHUNK)
+        size = max(CHUNK, _LOGITS // len(head))
+        for start in range(0, len(targets), size):
+            rows = slice(start, start + size)
             target = targets[rows].unsqueeze(1)
             logits = (hidden[rows] @ weight.T).float()
             normaliser = logits.logsumexp(1, keepdim=True)
