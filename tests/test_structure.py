@@ -36,7 +36,7 @@ LAYERS = (
     ("train", "generate"),
     ("evals",),
     ("progress",),
-    ("training", "preparing"),
+    ("training", "corpora"),
     ("continued",),
     ("tuning", "pretraining"),
     ("run",),

@@ -18,6 +18,7 @@ from graftwood.base import Base
 from graftwood.checkpoint import save_model
 from graftwood.config import PretrainConfig, save_toml
 from graftwood.continued import Examination
+from graftwood.corpora import prepare_corpus
 from graftwood.data.batch import Examples
 from graftwood.data.corpus import TOKENIZER, TRAIN, VALID, Corpus, Stream, Windows, open_corpus, verify
 from graftwood.data.prepare import BEGUN
@@ -31,7 +32,6 @@ from graftwood.generate.sampling import Sampling
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder, count_parameters
-from graftwood.preparing import prepare_corpus
 from graftwood.progress import Display, duration, size
 from graftwood.runtime import machine, peak_memory_bytes, place
 from graftwood.scaling import Schedule, Setting, budget, sizes

@@ -47,7 +47,7 @@ def train_tokenizer(
     json_: JsonFlag = False,
 ) -> None:
     """Make a tokenizer from text and report bytes a token on text it was not made from."""
-    from graftwood.preparing import train_tokenizer as make
+    from graftwood.corpora import train_tokenizer as make
     from graftwood.progress import Display
 
     told = make(data, out, Display(), kind, _count(vocab), separator=_text(separator), held_out=held_out, seed=seed)
@@ -81,7 +81,7 @@ def prepare(
     json_: JsonFlag = False,
 ) -> None:
     """Turn text into checksummed shards that training reads. Given again, it goes on where it was stopped."""
-    from graftwood.preparing import prepare_corpus
+    from graftwood.corpora import prepare_corpus
     from graftwood.progress import Display
 
     corpus = prepare_corpus(

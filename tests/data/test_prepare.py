@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graftwood.corpora import prepare_corpus, train_tokenizer
 from graftwood.data import prepare
 from graftwood.data.corpus import ARRAYS, SHARDS, TOKENIZER, TRAIN, VALID, Corpus, open_corpus, verify
 from graftwood.data.tokenizers import train as new
 from graftwood.data.tokenizers.bpe import from_folder
 from graftwood.errors import ConfigError, DataError, StorageError
 from graftwood.files import sha256_file
-from graftwood.preparing import prepare_corpus, train_tokenizer
 from graftwood.progress import Display
 
 QUIET = Display(quiet=True)

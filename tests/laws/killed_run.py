@@ -23,8 +23,8 @@ from graftwood import pretraining
 from graftwood.base import open_base
 from graftwood.checkpoint import load_step, step_folders
 from graftwood.config import PretrainConfig, RunConfig
+from graftwood.corpora import prepare_corpus
 from graftwood.evals.retention import score_probe
-from graftwood.preparing import prepare_corpus
 from graftwood.progress import Display
 from graftwood.runtime import Place
 from graftwood.tuning import _train, draft, prepare
