@@ -20,10 +20,10 @@ from bench.common import BenchError, Figure, Side, finish, options, require_quie
 # nanoGPT's README, "I only have a macbook": the shape and length of its CPU run.
 NANO: dict[str, Any] = {"layers": 4, "width": 128, "heads": 4, "block": 64, "batch": 12, "steps": 2000}
 SHAPE = {"layers": 4, "width": 128, "heads": 4, "feed_forward": 344, "context": 64}
-SAME_LOSS = SHAPE | {"optimiser": "muon", "lr": 0.012, "batch_tokens": 2048, "tokens": 640_000, "decay": 0.7}
+SAME_LOSS = SHAPE | {"lr": 0.015, "batch_tokens": 2048, "tokens": 380_000, "decay": 1.0, "weight_decay": 0.3}
 TOKENS = SHAPE | {"optimiser": "adamw", "lr": 1e-3, "batch_tokens": 768, "tokens": 2_000_000}
-TEN_MINUTES = {"layers": 5, "width": 192, "heads": 6, "context": 256, "optimiser": "muon", "lr": 0.01,
-               "batch_tokens": 4096, "decay": 0.8}  # fmt: skip
+TEN_MINUTES = {"layers": 5, "width": 192, "heads": 6, "context": 256, "lr": 0.015, "batch_tokens": 2048, "decay": 1.0,
+               "weight_decay": 0.3}  # fmt: skip
 SECONDS, MARGIN = 600, 0.95  # the machine may be slower later than in the trial
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from graftwood import pretraining
 from graftwood import run as graft
 from graftwood.config import PretrainConfig, RunConfig, count, read_config
 from graftwood.data.corpus import VALID, open_corpus
@@ -18,7 +20,7 @@ from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.progress import Display
 from graftwood.scaling import GIVEN, budget, sizes
-from graftwood.train.loop import NonFiniteLossError
+from graftwood.train.loop import NonFiniteLossError, Trainer
 
 QUIET = Display(quiet=True)
 SMALL = {
@@ -111,10 +113,19 @@ def test_damage_and_too_little_text_are_found_before_training(text: Path, tmp_pa
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_loss_that_is_no_number_names_the_windows(text: Path, tmp_path: Path) -> None:
-    config = PretrainConfig(data=str(text), out=str(tmp_path / "run"), **SMALL | {"lr": 1e20, "clip": 1e30})
-    with pytest.raises(NonFiniteLossError, match=r"rows .*verses\.txt:1 \(tokens \d+ to \d+\)|validation loss"):
-        graft.pretrain(config, QUIET)
+def test_a_loss_that_is_no_number_names_the_windows(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("the cat sat.\n" * 300 + "Z" + "the dog ran.\n" * 300, encoding="utf-8")
+    config = PretrainConfig(data=str(path), out=str(tmp_path / "run"), **SMALL | {"head": "own"})
+    job = pretraining.prepare(config, None, tmp_path / "run", QUIET)
+    (token,) = job.base.tokenizer.encode("Z")
+    with torch.no_grad():
+        job.base.decoder.embedding.weight[token] = torch.inf
+    trainer = Trainer(job.base.decoder, job.train, job.valid or pretraining.NOTHING, job.plan, tmp_path / "steps")
+    with pytest.raises(NonFiniteLossError, match=rf"loss nan.* from rows {path}:1 \(tokens \d+ to \d+\)") as caught:
+        list(trainer.run())
+    start, end = map(int, re.findall(r"tokens (\d+) to (\d+)", str(caught.value))[0])
+    assert token in job.corpus.stream("train")[start:end]
 
 
 @pytest.mark.parametrize("wanted", [300_000, 1_000_000, 5_000_000, 10_000_000, 124_000_000, 1_500_000_000])
@@ -145,7 +156,10 @@ def test_tokens_follow_the_parameters_up_to_what_the_corpus_bears() -> None:
     assert "2203.15556" in rich.tokens.source
     assert "2305.16264" in poor.tokens.source
     assert rich.batch_tokens.value % 128 == 0
-    assert budget(config.model_copy(update={"model": "base"}), 10**6, 10**5, 128).learning_rate.value < 1e-3
+    new, continued = (
+        budget(config.model_copy(update={"model": base, "tokens": 10**6}), 10**6, 10**6, 128) for base in (None, "base")
+    )
+    assert continued.learning_rate.value == pytest.approx(new.learning_rate.value / 10, rel=0.05)
 
 
 def test_counts_are_read_as_people_write_them(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ class PretrainConfig(BaseModel):
     optimiser: Annotated[Literal["muon", "adamw"], Field(description="muon for matrices, or adamw for all")] = "muon"
     weight_decay: Annotated[float, Field(ge=0, description="weight decay of matrices")] = 0.1
     warmup: Annotated[float, Field(ge=0, le=1, description="share of the steps in which the rate rises")] = 0.02
-    decay: Annotated[float, Field(ge=0, le=1, description="share of the steps in which it falls to zero")] = 0.5
+    decay: Annotated[float, Field(ge=0, le=1, description="share of the steps in which it falls to zero")] = 0.8
     clip: Annotated[float, Field(gt=0, description="largest gradient norm")] = 1.0
     z_loss: Annotated[float, Field(ge=0, description="weight of the squared log-normaliser")] = 1e-4
     average: Annotated[float, Field(ge=0, description="half-life in steps of averaged weights; 0 for none")] = 0.0

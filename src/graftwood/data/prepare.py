@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from graftwood.data.corpus import ARRAYS, CORPUS, SHARD, SHARDS, TOKENIZER, TRAIN, VALID, Corpus, open_corpus
 from graftwood.data.documents import Document, Skipped, Span, read_span, spans
-from graftwood.data.duplicates import Repeat, digest, find_repeats, removed_lines, signature
+from graftwood.data.duplicates import HASHES, Repeat, digest, find_repeats, removed_lines, signature
 from graftwood.data.tokenizers.bpe import BPETokenizer, from_folder
 from graftwood.errors import ConfigError, DataError
 from graftwood.files import atomic_folder, sha256_file, storage, write_json
@@ -145,7 +145,8 @@ def _survey_piece(piece: list[Span], separator: str | None, near: bool, target: 
                 skipped.append(found)
                 continue
             digests.append(digest(found.text))
-            signatures.append(signature(found.text) if near else np.empty(0, dtype=np.uint32))
+            if near:
+                signatures.append(signature(found.text))
             sizes.append((len(found.text), len(found.text.encode())))
             files.append(number)
             lines.append(found.line)
@@ -153,7 +154,7 @@ def _survey_piece(piece: list[Span], separator: str | None, near: bool, target: 
         np.savez(
             work / "documents.npz",
             digests=np.array(digests, dtype=np.uint64).reshape(-1, 2),
-            signatures=np.array(signatures, dtype=np.uint32).reshape(len(digests), -1),
+            signatures=np.array(signatures, dtype=np.uint32).reshape(-1, HASHES) if near else np.empty((0, HASHES)),
             sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
             files=np.array(files, dtype=np.int64),
             lines=np.array(lines, dtype=np.int64),

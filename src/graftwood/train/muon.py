@@ -20,7 +20,11 @@ class Muon(torch.optim.Optimizer):
     """Steps for matrices alone. Learning rate and weight decay mean what they mean to AdamW."""
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.95
+        self,
+        matrices: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
     ) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 

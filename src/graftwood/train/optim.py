@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Optimiser:
 
     `adamw` decays matrices and leaves vectors (norms, biases) alone (Loshchilov and Hutter 2019, arXiv 1711.05101).
     `muon` takes the matrices of the blocks and leaves the rest to AdamW. `half_life` is that of the averaged weights in
-    steps, 0 for none.
+    steps, 0 for none; `rates` multiply the learning rate by name.
     """
 
     def __init__(
@@ -42,19 +43,22 @@ class Optimiser:
         weight_decay: float,
         betas: tuple[float, float],
         half_life: float,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self._trained = trained
         hidden = {name for name in matrices if name in trained} if kind == "muon" else set()
-        rest = [parameter for name, parameter in trained.items() if name not in hidden]
-        groups = [
-            {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self._parts: list[torch.optim.Optimizer] = []
-        if rest:
-            self._parts.append(torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, fused=True))
-        if hidden:
-            self._parts.append(Muon([trained[name] for name in trained if name in hidden], weight_decay=weight_decay))
+        groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
+        for name, parameter in trained.items():
+            share, decay = (rates or {}).get(name, 1.0), weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault(("muon" if name in hidden else "adamw", share, decay), []).append(parameter)
+        parts: dict[str, list[dict[str, Any]]] = {}
+        for (part, share, decay), members in groups.items():
+            parts.setdefault(part, []).append({"params": members, "share": share, "weight_decay": decay})
+        made: dict[str, Callable[..., torch.optim.Optimizer]] = {
+            "adamw": partial(torch.optim.AdamW, betas=betas, fused=True),
+            "muon": Muon,
+        }
+        self._parts: list[torch.optim.Optimizer] = [made[part](members) for part, members in parts.items()]
         self._keep = 0.5 ** (1 / half_life) if half_life else 0.0
         self._average = {name: p.detach().clone() for name, p in trained.items()} if half_life else {}
 
@@ -63,11 +67,12 @@ class Optimiser:
         for parameter in self._trained.values():
             parameter.grad = None
 
+    @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """One step along the gradients."""
         for part in self._parts:
             for group in part.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["share"]
             part.step()
         if self._average:
             torch._foreach_lerp_(list(self._average.values()), [*self._trained.values()], 1 - self._keep)
