@@ -16,6 +16,7 @@ import tiny
 from conftest import CPU
 from graftwood.base import Base, open_base
 from graftwood.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, save_adapter
+from graftwood.data.batch import Examples
 from graftwood.errors import ConfigError
 from graftwood.techniques.lora import LoRA
 from graftwood.train.loop import Trainer
@@ -107,7 +108,7 @@ def test_one_step_gives_the_same_update(folder: Path, tmp_path: Path) -> None:
     theirs = their_adapter(folder, tmp_path / "before", train=True).train()
     rows = [row for row in tiny.examples(100) if len(row.ids) == 12][:3]
     plan = tiny.plan(learning_rate=1e-3, batch=3, clip=0.05, weight_decay=0.1)
-    Trainer(base.decoder, rows, [], plan, tmp_path / "steps").step()
+    Trainer(base.decoder, Examples(rows), Examples([]), plan, tmp_path / "steps").step()
 
     ids, answer = (torch.tensor(list(side)) for side in zip(*((row.ids, row.answer) for row in rows), strict=True))
     theirs(input_ids=ids, labels=ids.masked_fill(~answer, -100)).loss.backward()

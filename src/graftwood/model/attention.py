@@ -19,6 +19,8 @@ from graftwood.model.rope import local_tables, rotary_tables
 
 Turn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+SHORT = 128  # tokens up to which attention that trains on a processor is written out
+
 
 class KVCache:
     """Keys and values of the tokens each row has seen, and the rotary angles of every position there is room for.
@@ -227,11 +229,30 @@ def attend(
 def _causal(
     q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, sinks: Tensor | None, mask: Tensor | None = None
 ) -> Tensor:
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    tokens = q.shape[-2]
-    if mask is None and (scoring.cap is not None or sinks is not None or (scoring.window or tokens) < tokens):
+    tokens = q.shape[1]
+    plain = scoring.cap is None and sinks is None and (scoring.window or tokens) >= tokens
+    if mask is None and plain and tokens <= SHORT and q.requires_grad and q.device.type == "cpu":
+        return _short(q, k, v, scoring)
+    if mask is None and not plain:
         mask = ~_hidden(torch.arange(tokens, device=q.device), tokens, scoring.window)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return _weighed(q, k, v, mask, scoring, sinks, is_causal=mask is None).transpose(1, 2)
+
+
+def _short(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, scoring: Scoring) -> Tensor:
+    """Causal attention written out: of short rows the products are small, and a general kernel's backward costs more.
+
+    Forward and backward of 32 rows of 128 tokens: 12 ms, where the fused kernel takes 17; from 256 on it is the faster.
+    """
+    batch, tokens, heads, size = q_BTHD.shape
+    shared = heads // k_BTGD.shape[2]
+    q, k, v = (
+        (y if y.shape[2] == heads else y.repeat_interleave(shared, 2)).transpose(1, 2).reshape(-1, tokens, size)
+        for y in (q_BTHD, k_BTGD, v_BTGD)
+    )
+    hidden = torch.full((tokens, tokens), -torch.inf, dtype=q.dtype).triu_(1)
+    shares = torch.baddbmm(hidden, q, k.mT, alpha=scoring.scale or size**-0.5).softmax(-1)
+    return torch.bmm(shares, v).view(batch, heads, tokens, size).transpose(1, 2)
 
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, scope: Scope, scoring: Scoring, sinks: Tensor | None) -> Tensor:
@@ -242,6 +263,9 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, scope: Scope, scoring: Scoring, sin
         masks = tuple(m & (p.unsqueeze(1) - p < scoring.window) for m, p in zip(scope.masks, places, strict=True))
     if len(masks) == 1:
         return _causal(q, k, v, scoring, sinks, masks[0])
+    if scope.masks is None and len(set(scope.documents)) == 1:  # the rows of a batch, in one call
+        rows = (y.reshape(len(masks), scope.documents[0], *y.shape[2:]) for y in (q, k, v))
+        return _causal(*rows, scoring, sinks).reshape(q.shape)
     parts = zip(*(y.split(scope.documents, dim=1) for y in (q, k, v)), masks, strict=True)
     return torch.cat([_causal(q, k, v, scoring, sinks, mask) for q, k, v, mask in parts], dim=1)
 
