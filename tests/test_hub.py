@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,7 @@ def test_hugging_face_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def snapshot(repo: str, **options: Any) -> str:
         asked.append((repo, options["allow_patterns"]))
         (tmp_path / "snapshot").mkdir(exist_ok=True)
+        (tmp_path / "snapshot" / "model.safetensors").touch()
         return str(tmp_path / "snapshot")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
@@ -140,9 +142,24 @@ def test_hugging_face_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert fetched == [hub.Fetched("org/name", tmp_path / "snapshot")] * 2
     assert [repo for repo, _ in asked] == ["org/name"]
     assert not any("*.bin" in pattern or "*.py" in pattern for pattern in asked[0][1]), "no pickles, no code"
-    (tmp_path / "snapshot").rmdir()
+    shutil.rmtree(tmp_path / "snapshot")
     hub.fetch("org/name")
     assert len(asked) == 2, "a snapshot that was removed is fetched again"
+
+
+def test_pickled_weights_are_fetched_where_there_are_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def snapshot(repo: str, **options: Any) -> str:
+        asked.extend(options["allow_patterns"])
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    hub.fetch("org/old")
+    assert asked[-1] == "pytorch_model*.bin"
+    assert not any(pattern.endswith(".py") for pattern in asked), "no code"
 
 
 def test_hugging_face_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,14 +22,15 @@ import typer
 
 import graftwood
 from graftwood.cli import app
-from graftwood.config import RunConfig
+from graftwood.config import PretrainConfig, RunConfig
 from graftwood.evals.task import TASKS
 from graftwood.flags import ALIASES, normal
 from graftwood.technique import TECHNIQUES
 
 ROOT = Path(__file__).parents[1]
 LIST = Path(__file__).with_name("surface.txt")
-VERBS = typer.main.get_command(app).commands
+GROUP = typer.main.get_command(app)
+VERBS = runpy.run_path(str(ROOT / "scripts" / "docs"))["verbs"](GROUP)
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
 
 _BLOCK = re.compile(r"^```(?P<language>\w+)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
@@ -42,6 +43,7 @@ def surface() -> list[str]:
     lines += [f"graft {verb}" for verb, command in VERBS.items() if not command.params]
     lines += [f"alias {theirs} {ours}" for theirs, ours in ALIASES.items()]
     lines += [f"run file {key}" for key in RunConfig.model_fields]
+    lines += [f"pretrain file {key}" for key in PretrainConfig.model_fields]
     lines += [f"technique {name} {option}" for name, kind in TECHNIQUES.all().items() for option in kind.model_fields]
     lines += [f"technique {name}" for name, kind in TECHNIQUES.all().items() if not kind.model_fields]
     for name in graftwood.__all__:
@@ -87,7 +89,8 @@ def test_the_surface_is_the_committed_one() -> None:
 def test_commands_of_the_pages_parse(page: str, words: list[str]) -> None:
     program, *arguments = words
     if program == "graft":
-        verb, *rest = arguments
+        words = next((n for n in (2, 1) if " ".join(arguments[:n]) in VERBS), 1)
+        verb, rest = " ".join(arguments[:words]), arguments[words:]
         if verb not in ("--help", "--version"):
             VERBS[verb].make_context(verb, [normal(word) for word in rest]).close()
     elif program.startswith(("./", ".ci/")):
@@ -101,7 +104,9 @@ def test_run_files_of_the_pages_are_valid() -> None:
     files = [text for _, text in blocks("toml") if "[project" not in text]
     assert files
     for text in files:
-        RunConfig.model_validate(tomllib.loads(text))
+        given = tomllib.loads(text)
+        kind = PretrainConfig if {"depth", "params"} & given.keys() else RunConfig
+        kind.model_validate(given)
 
 
 def test_python_of_the_pages_uses_what_there_is() -> None:

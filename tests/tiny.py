@@ -7,14 +7,17 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from graftwood.base import Base
 from graftwood.data.encode import Example, encode_rows
 from graftwood.data.rows import Row, rows_from
-from graftwood.model.architecture import ARCHITECTURES
-from graftwood.model.config import ModelConfig
+from graftwood.errors import ModelError
+from graftwood.model.architecture import ARCHITECTURES, Architecture
+from graftwood.model.config import ModelConfig, RopeScaling
 from graftwood.model.decoder import Decoder
 from graftwood.model.weights import save_tensors, to_files
 from graftwood.technique import TECHNIQUES, Technique
@@ -38,12 +41,51 @@ CONFIG = ModelConfig(
 # Defaults of these techniques are made for larger models.
 OPTIONS: dict[str, dict[str, object]] = {
     "adapter": {"reduction": 4},
+    "dora": {"rank": 4},
+    "lora": {"rank": 4},
     "oft": {"block": 8},
     "prefix": {"tokens": 5},
     "prompt": {"tokens": 5},
     "ptuning": {"tokens": 5},
     "shira": {"rank": 2},
     "vera": {"rank": 8},
+}
+# What a family is tried with beyond the sizes above, so that all its block has is at work.
+FEATURES: dict[str, dict[str, object]] = {
+    "gpt_neo": {"windows": (None, 6)},
+    "gpt_neox": {"rotary_size": 4, "parallel_residual": True, "attention_bias": True, "activation": "gelu"},
+    "gptj": {"rotary_size": 4},
+    "gpt3": {"windows": (None, 6)},
+    "gpt_oss": {
+        "windows": (6, None),
+        "attention_bias": True,
+        "experts": 4,
+        "experts_per_token": 2,
+        "rope_scaling": RopeScaling("yarn", 8.0, 1.0, 32.0, 64, 1.2, False),
+    },
+    "mistral": {"windows": (6, 6)},
+    "qwen2": {"windows": (None, 6)},
+    "smollm3": {"unturned": (1,), "windows": (6, None)},
+    "phi3": {"rotary_size": 4, "windows": (6, 6)},
+    "gemma2": {"windows": (6, None), "attention_cap": 5.0, "logit_cap": 20.0, "attention_scale": 0.25},
+    "gemma3": {"windows": (6, None), "local_rope_theta": 100.0, "attention_scale": 0.25},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "grouped heads": {"kv_heads": 2},
+    "a key for every query": {"kv_heads": 4},
+    "one key for all": {"kv_heads": 1},
+    "untied head": {"tied_head": False},
+    "biases": {"attention_bias": True, "feed_forward_bias": True},
+    "attention without biases": {"attention_bias": False},
+    "attention with biases": {"attention_bias": True},
+    "one after the other": {"parallel_residual": False},
+    "no windows": {"windows": ()},
+    "every head turns": {"rotary_size": None},
+    "wide heads": {"head_size": 16},
+    "linear rope": {"rope_scaling": RopeScaling("linear", 4.0)},
+    "llama3 rope": {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 64), "rope_theta": 500_000.0},
+    "yarn rope": {"rope_scaling": RopeScaling("yarn", 8.0, 1.0, 32.0, 64, 1.2, False), "rope_theta": 500.0},
 }
 PLAN = Plan(
     learning_rate=1e-2,
@@ -63,6 +105,34 @@ PLAN = Plan(
 def technique(name: str, **options: object) -> Technique:
     """A technique with its defaults, where they fit matrices this small."""
     return TECHNIQUES.get(name).parse(OPTIONS.get(name, {}) | options)
+
+
+def config(architecture: str = "llama", **changes: object) -> ModelConfig:
+    """The tiny configuration as the architecture can have it, with all its features."""
+    entry = ARCHITECTURES.get(architecture)
+    wished = replace(CONFIG, architecture=architecture, **FEATURES.get(architecture, {}))
+    return replace(entry.read(entry.write(wished)), **changes)
+
+
+def expressible(entry: Architecture, made: ModelConfig) -> bool:
+    """Whether the family's files can say this configuration."""
+    try:
+        return entry.read(entry.write(made)) == made
+    except ModelError:
+        return False
+
+
+def variants() -> list[Any]:
+    """Every architecture with every variant that it has: parameters for a test of a name and changes."""
+    cases = []
+    for name in ARCHITECTURES.names():
+        entry, seen = ARCHITECTURES.get(name), []
+        for variant, changes in VARIANTS.items():
+            made = config(name, **changes)
+            if made not in seen and expressible(entry, made):
+                seen.append(made)
+                cases.append(pytest.param(name, changes, id=f"{name} {variant}"))
+    return cases
 
 
 def decoder(seed: int = 0, **changes: object) -> Decoder:

@@ -18,6 +18,7 @@ from bench.sides.turns import Turns
 from safetensors.torch import load_file
 
 from graftwood.base import open_base
+from graftwood.data.batch import Examples
 from graftwood.data.encode import Example
 from graftwood.data.rows import Row
 from graftwood.model.decoder import Decoder
@@ -44,7 +45,7 @@ def trainer(decoder: Decoder, work: dict[str, Any]) -> Trainer:
         save_seconds=1e9,
     )
     decoder.train()
-    return Trainer(decoder, examples, [], plan, Path(work["folder"]))
+    return Trainer(decoder, Examples(examples), Examples([]), plan, Path(work["folder"]))
 
 
 def sgemm_peak(size: int = 2048, repeats: int = 5) -> float:
@@ -97,7 +98,7 @@ def training_lengths(training: Trainer, steps: int) -> list[int]:
     """Tokens of every document that the last `steps` steps read."""
     done = training.progress.step
     rows = [row for step in range(done - steps, done) for row in training.order.batch_rows(step)]
-    return [len(training.examples[row].ids) for row in rows]
+    return [int(training.train.sizes[row]) for row in rows]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from graftwood import hub
 from graftwood.data.encode import Encoder
 from graftwood.data.templates import ChatTemplate
@@ -15,8 +17,10 @@ from graftwood.data.tokenizers import bpe
 from graftwood.errors import ModelError
 from graftwood.files import atomic_folder, cache_home, sha256_file, sha256_text, storage
 from graftwood.model.decoder import Decoder
-from graftwood.model.gguf import GGUFFile
-from graftwood.model.weights import fingerprint, load_decoder, outline, save_tensors, shard_files
+from graftwood.model.gguf import ROPE_FACTORS, GGUFFile
+from graftwood.model.rules import to_files, to_parameters
+from graftwood.model.tensor_files import shard_files
+from graftwood.model.weights import fingerprint, load_decoder, outline, save_tensors
 from graftwood.runtime import Place
 
 CONVERSION = 1  # raised whenever a conversion writes something else, so that older caches are not read
@@ -94,17 +98,16 @@ def convert(path: Path) -> Path:
         _write(work / "tokenizer_config.json", bpe.gguf_token_settings(file.metadata))
         ids: dict[str, Any] = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config}
         _write(work / "generation_config.json", ids)
-        rules = file.architecture.gguf_rules
         sizes = file.architecture.read(config)
-        tensors = {}
+        parameters: dict[str, Tensor] = {}
         for name, tensor in file.tensors():
-            rule = next((rule for rule in rules if rule.to_parameter(name)), None)
-            if rule is None:
+            if name == ROPE_FACTORS:  # its configuration says the same
+                continue
+            held = to_parameters(name, tensor, file.architecture.gguf_rules, sizes)
+            if held is None:
                 raise ModelError(f"{path}: no place for the tensor {name}; use the model's safetensors folder")
-            if rule.transform is not None:
-                tensor = rule.transform.forward(tensor, sizes)
-            tensors[str(rule.to_parameter(name))] = tensor.contiguous()
-        save_tensors(tensors, work)
+            parameters |= held
+        save_tensors(to_files(parameters, file.architecture.rules, sizes), work)
         _write(work / "graftwood.json", {"from": path.name, "sha256": sha256_file(path)})
     return folder
 

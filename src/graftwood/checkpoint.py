@@ -92,6 +92,7 @@ def save_model(base: Base, folder: Path) -> None:
     with storage(f"write {folder}"), atomic_folder(folder) as work:
         decoder = base.decoder
         source = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+        source.pop("quantization_config", None)  # what is written is not quantised
         dtype = str(decoder.embedding.weight.dtype).removeprefix("torch.")
         write_json(work / "config.json", source | decoder.architecture.write(decoder.config) | {"dtype": dtype})
         for name in _CARRIED:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from graftwood import __version__
+from graftwood import __version__, verbs
 from graftwood.errors import ConfigError, GraftError
 from graftwood.flags import (
     TECHNIQUE_FLAGS,
@@ -86,6 +86,7 @@ def _register_tune() -> None:
 
 
 _register_tune()
+verbs.register(app)
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
@@ -340,7 +341,7 @@ def _size(count: int) -> str:
 
 def main() -> None:
     """Entry point of `graft`."""
-    prepare(briefly=sys.argv[1:2] in (["generate"], ["chat"]))
+    prepare(briefly=sys.argv[1:2] in (["generate"], ["chat"], ["pretrain"]))
     sys.exit(guarded(lambda: app([normal(argument) for argument in sys.argv[1:]], standalone_mode=False)))
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from graftwood.errors import ConfigError, nearest
 from graftwood.files import atomic_write
 
+Config = TypeVar("Config", bound=BaseModel)
 Option = str | int | float | bool | tuple[str, ...] | dict[str, int | float]
 
 
@@ -57,21 +59,87 @@ class RunConfig(BaseModel):
     ] = Field(default_factory=dict)
 
 
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMBGT]?)")
+_UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+
+
+def count(given: object) -> object:
+    """`10M`, `1.5k` or `300B` as a whole number; everything else as it was given."""
+    found = _COUNT.fullmatch(given.strip()) if isinstance(given, str) else None
+    return round(float(found[1]) * _UNITS[found[2]]) if found else given
+
+
+Count = Annotated[int, BeforeValidator(count), Field(ge=1)]
+
+
+class PretrainConfig(BaseModel):
+    """Everything `graft pretrain` can be told. The same names are flags and keys of a run file; flags win.
+
+    None stands for "derive from the dial, the corpus or the base"; each value is printed with its source.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data: Annotated[str, Field(description="prepared corpus, or text to prepare: file, folder or pattern")]
+    model: Annotated[str | None, Field(description="base to go on with; without it a new model is made")] = None
+    out: Annotated[str | None, Field(description="run folder; by default runs/<name of the data>")] = None
+    depth: Annotated[int | None, Field(ge=1, description="the dial: layers, from which all else follows")] = None
+    params: Annotated[Count | None, Field(description="the dial by another name: parameters, such as 10M")] = None
+    layers: Annotated[int | None, Field(ge=1, description="blocks")] = None
+    width: Annotated[int | None, Field(ge=8, description="channels of the residual stream")] = None
+    heads: Annotated[int | None, Field(ge=1, description="query heads")] = None
+    kv_heads: Annotated[int | None, Field(ge=1, description="key/value heads")] = None
+    feed_forward: Annotated[int | None, Field(ge=8, description="inner size of the feed-forward")] = None
+    head: Annotated[Literal["tied", "own"], Field(description="tied to the embedding, or a matrix of its own")] = "tied"
+    context: Annotated[int | None, Field(ge=8, description="tokens the model sees at once")] = None
+    tokenizer: Annotated[
+        str, Field(description="bpe, bytes or chars made from the data; a folder or a model to take one from")
+    ] = "bpe"
+    vocab: Annotated[Count | None, Field(description="tokens of a new bpe vocabulary")] = None
+    separator: Annotated[str | None, Field(description="what stands between documents of a text file")] = None
+    held_out: Annotated[float, Field(ge=0, lt=1, description="share of the text that is held out")] = 0.1
+    tokens: Annotated[Count | None, Field(description="tokens to train on, such as 20M")] = None
+    batch_tokens: Annotated[Count | None, Field(description="tokens an optimiser step")] = None
+    lr: Annotated[float | None, Field(gt=0, description="highest learning rate")] = None
+    optimiser: Annotated[Literal["muon", "adamw"], Field(description="muon for matrices, or adamw for all")] = "muon"
+    weight_decay: Annotated[float, Field(ge=0, description="weight decay of matrices")] = 0.1
+    warmup: Annotated[float, Field(ge=0, le=1, description="share of the steps in which the rate rises")] = 0.02
+    decay: Annotated[float, Field(ge=0, le=1, description="share of the steps in which it falls to zero")] = 0.8
+    clip: Annotated[float, Field(gt=0, description="largest gradient norm")] = 1.0
+    z_loss: Annotated[float, Field(ge=0, description="weight of the squared log-normaliser")] = 1e-4
+    average: Annotated[float, Field(ge=0, description="half-life in steps of averaged weights; 0 for none")] = 0.0
+    token_budget: Annotated[int, Field(ge=64, description="tokens computed at once: memory against speed")] = 4096
+    evaluations: Annotated[int, Field(ge=1, description="validations during the run")] = 10
+    valid_tokens: Annotated[Count, Field(description="held-out tokens a validation reads at most")] = 1_000_000
+    sample_tokens: Annotated[int, Field(ge=0, description="tokens of the sample shown at each validation")] = 64
+    sample_prompt: Annotated[str, Field(description="what the samples begin with")] = ""
+    save_seconds: Annotated[float, Field(gt=0, description="longest time between two checkpoints")] = 300.0
+    save_steps: Annotated[int, Field(ge=0, description="steps between two checkpoints; 0 leaves it to time")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of order, held-out text and initial values")] = 0
+    device: Annotated[str, Field(description="auto, cpu or cuda")] = "auto"
+    dtype: Annotated[str, Field(description="auto, float32, bfloat16 or float16")] = "auto"
+
+
 def resolve(file: Path | None, flags: Mapping[str, Any]) -> RunConfig:
+    """`read_config` of a tuning run, whose technique's options are a table of their own."""
+    options = flags.get("options") or {}
+    below = read_toml(file).get("options", {}) if file is not None else {}
+    merged = {"options": below | dict(options)} if isinstance(below, dict) else {}
+    return read_config(RunConfig, file, {**flags, **merged})
+
+
+def read_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any]) -> Config:
     """A run file overlaid with the flags that were given; flags that are None were not.
 
     Raises: ConfigError naming every key that is unknown or out of range, and where it came from.
     """
     values: dict[str, Any] = read_toml(file) if file is not None else {}
     given = {key: value for key, value in flags.items() if value is not None}
-    options = given.get("options", {})
     try:
-        if isinstance(below := values.get("options", {}), dict):
-            given["options"] = below | dict(options)
-        return RunConfig.model_validate(values | given)
+        return kind.model_validate(values | given)
     except ValidationError as error:
         where = f"{file}: " if file is not None else ""
-        raise ConfigError(where + "; ".join(_problem(dict(problem)) for problem in error.errors())) from None
+        raise ConfigError(where + "; ".join(_problem(kind, dict(problem)) for problem in error.errors())) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -84,10 +152,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
-def save_toml(config: RunConfig, path: Path) -> None:
+def save_toml(config: BaseModel, path: Path) -> None:
     """Write a run file that reruns exactly this; a None is left out, since TOML has no such value."""
     values = config.model_dump()
-    options = values.pop("options")
+    options = values.pop("options", {})
     lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
     if options:
         lines += ["", "[options]", *(f"{key} = {_toml(value)}" for key, value in options.items())]
@@ -105,13 +173,12 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _problem(problem: dict[str, Any]) -> str:
+def _problem(kind: type[BaseModel], problem: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
-    fields = RunConfig.model_fields
+    fields = kind.model_fields
     if problem["type"] == "extra_forbidden":
-        return (
-            f"no option {name!r}.{nearest(name, fields)} Options: {', '.join(fields)}; a technique's go below [options]"
-        )
+        below = "; a technique's go below [options]" if "options" in fields else ""
+        return f"no option {name!r}.{nearest(name, fields)} Options: {', '.join(fields)}{below}"
     if problem["type"] == "missing":
         return f"{name} is missing: give --{name.replace('_', '-')} or the key {name} in a run file"
     return f"{name}={problem['input']!r}: {problem['msg'].lower()}"

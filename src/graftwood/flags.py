@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, get_args, get_origin
 
 import typer
+from pydantic import BaseModel, BeforeValidator
 
 from graftwood.errors import ConfigError
 
@@ -51,35 +52,64 @@ TECHNIQUE_FLAGS: dict[str, tuple[Any, str]] = {
 }
 
 
-def tune_signature() -> inspect.Signature:
-    """One flag for every field of `RunConfig`, so that a run file and the command line cannot drift apart."""
-    from graftwood.config import RunConfig
+def _flag(name: str, kind: Any, help_: str, default: Any = None, names: tuple[str, ...] = ()) -> inspect.Parameter:
+    option = typer.Option(*(names or (f"--{name.strip('_').replace('_', '-')}",)), help=help_)
+    annotation: Any = Annotated[kind | None if default is None else kind, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
-    def flag(name: str, kind: Any, help_: str, default: Any = None, names: tuple[str, ...] = ()) -> inspect.Parameter:
-        option = typer.Option(*(names or (f"--{name.strip('_').replace('_', '-')}",)), help=help_)
-        annotation: Any = Annotated[kind | None if default is None else kind, option]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
+def _config_flags(config: type[BaseModel]) -> list[inspect.Parameter]:
+    """The run file as an argument and a flag for every field, so that files and flags cannot drift apart."""
     run_file = Annotated[Path | None, typer.Argument(help="run file (TOML) with the same keys as the flags")]
     parameters = [inspect.Parameter("file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=run_file)]
     short = {"data": "-d", "model": "-m", "out": "-o"}
-    for name, info in RunConfig.model_fields.items():
+    for name, info in config.model_fields.items():
         if name == "options":
             continue
-        kinds = getattr(info.annotation, "__args__", (info.annotation,))
-        kind = next(kind for kind in kinds if kind is not type(None))
         default = "" if info.default is None or info.is_required() else f" [default: {info.default}]"
         long = f"--{name.replace('_', '-')}"
         names = (long, short[name]) if name in short else (long,)
-        parameters.append(flag(name, kind, f"{info.description}{default}", names=names))
-    parameters += [flag(name, kind, help_) for name, (kind, help_) in TECHNIQUE_FLAGS.items()]
-    more = [
-        flag("set_", list[str], "any other option of the technique, as key=value", names=("--set",)),
-        flag("resume", bool, "go on from the last checkpoint of the run folder", False, ("--resume",)),
-        flag("dry_run", bool, "only say what would run and what it would take", False, ("--dry-run",)),
-        flag("json_", bool, "print the report as JSON instead of the card", False, ("--json",)),
+        counted = any(isinstance(part, BeforeValidator) for part in info.metadata)
+        kind = str if counted else _plain_kind(info.annotation)
+        parameters.append(_flag(name, kind, f"{info.description}{default}", names=names))
+    return parameters
+
+
+def _plain_kind(annotation: Any) -> Any:
+    """What a flag is read as: a number or text, whose bounds the configuration checks. A count may be `10M`."""
+    while not inspect.isclass(annotation):
+        inner = [kind for kind in get_args(annotation) if kind is not type(None)]
+        if not inner or (not isinstance(inner[0], type) and get_origin(inner[0]) is None):
+            return str  # the words of a Literal
+        if get_origin(annotation) is Annotated and any(isinstance(m, BeforeValidator) for m in inner[1:]):
+            return str
+        annotation = inner[0]
+    return annotation
+
+
+def tune_signature() -> inspect.Signature:
+    """The flags of `graft tune`."""
+    from graftwood.config import RunConfig
+
+    more = [_flag(name, kind, help_) for name, (kind, help_) in TECHNIQUE_FLAGS.items()] + [
+        _flag("set_", list[str], "any other option of the technique, as key=value", names=("--set",)),
+        _flag("resume", bool, "go on from the last checkpoint of the run folder", False, ("--resume",)),
+        _flag("dry_run", bool, "only say what would run and what it would take", False, ("--dry-run",)),
+        _flag("json_", bool, "print the report as JSON instead of the card", False, ("--json",)),
     ]
-    return inspect.Signature([*parameters, *more])
+    return inspect.Signature([*_config_flags(RunConfig), *more])
+
+
+def pretrain_signature() -> inspect.Signature:
+    """The flags of `graft pretrain`."""
+    from graftwood.config import PretrainConfig
+
+    more = [
+        _flag("resume", bool, "go on from the last checkpoint of the run folder", False, ("--resume",)),
+        _flag("dry_run", bool, "only say what would run and what it would take", False, ("--dry-run",)),
+        _flag("json_", bool, "print the result as JSON", False, ("--json",)),
+    ]
+    return inspect.Signature([*_config_flags(PretrainConfig), *more])
 
 
 def assignments(given: list[str] | None) -> dict[str, Any]:

@@ -141,6 +141,8 @@ def _hub(repo: str) -> Path:
     wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.*", "tokenizer.model"]
     try:
         folder = snapshot_download(repo, allow_patterns=wanted, cache_dir=cache)
+        if not list(Path(folder).glob("*.safetensors")):
+            folder = snapshot_download(repo, allow_patterns=["pytorch_model*.bin"], cache_dir=cache)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).splitlines()[0][:200]
         raise ModelError(

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from graftwood.train.loop import Evaluated, Stepped
 
@@ -34,6 +43,36 @@ class Display:
         else:
             self.say(f"{title} ...")
             yield
+        self.say(f"{title}: {duration(time.monotonic() - started)}")
+
+    @contextmanager
+    def bytes(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A stage of known size: bar, speed and time left. Gives the call that says how many bytes more are done."""
+        started = said = time.monotonic()
+        done = 0
+
+        def plain(more: int) -> None:
+            nonlocal done, said
+            done += more
+            now = time.monotonic()
+            if done and now - said > _LINES_EVERY:
+                said = now
+                left = (total - done) * (now - started) / done
+                self.say(f"{title}: {size(done)} of {size(total)}, {duration(left)} left")
+
+        if self.console.is_terminal:
+            columns = (
+                TextColumn(title),
+                BarColumn(None),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+            )
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                task = progress.add_task(title, total=total)
+                yield lambda more: progress.advance(task, more)
+        else:
+            yield plain
         self.say(f"{title}: {duration(time.monotonic() - started)}")
 
     @contextmanager

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from graftwood import pretraining
 from graftwood.base import Base, base_outline, open_base
 from graftwood.checkpoint import load_adapter, save_model
-from graftwood.config import RunConfig, read_toml, resolve
+from graftwood.config import PretrainConfig, RunConfig, read_toml, resolve
 from graftwood.data.rows import Turn
 from graftwood.draft import IN_MEMORY, draft
 from graftwood.errors import ConfigError, ModelError
@@ -20,11 +21,13 @@ from graftwood.generate.sampling import Sampling
 from graftwood.model.decoder import Decoder
 from graftwood.model.quantised import quantise
 from graftwood.model.weights import fingerprint
+from graftwood.pretraining import Result
 from graftwood.progress import Display
 from graftwood.runtime import place
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast
-from graftwood.tuning import execute, prepare, preview, run_folder
+from graftwood.training import run_folder
+from graftwood.tuning import execute, prepare, preview
 
 
 @dataclass
@@ -159,7 +162,7 @@ def run(
     rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> Run:
     """One run from a resolved configuration; what can be checked without the model is checked before it is opened."""
-    out = run_folder(config, resume)
+    out = run_folder(config.out, config.data, resume)
     drafted = draft(config, rows, _outline(config, model))
     model = model or load(config.model, device=config.device, dtype=config.dtype)
     quantise(model.base.decoder, config.base_precision)
@@ -173,6 +176,31 @@ def run(
     model.technique = None if job.technique.writes_base else job.technique
     model.changed()
     return Run(out, card, model)
+
+
+def pretrain(config: PretrainConfig, display: Display, resume: bool = False) -> Result:
+    """Text to a model folder, `<out>/model`, which is a base like any other.
+
+    Raises: DataError for a corpus that cannot be used, ConfigError for options that do not fit.
+    """
+    out = run_folder(config.out, config.data, resume)
+    job = pretraining.prepare(config, _continued(config), out, display)
+    return pretraining.execute(job, pretraining.preview(job, display), out, display, resume)
+
+
+def dry_pretrain(config: PretrainConfig, display: Display) -> Forecast:
+    """What pre-training would do and take; the corpus is prepared, nothing is trained."""
+    out = run_folder(config.out, config.data, resume=False)
+    return pretraining.preview(pretraining.prepare(config, _continued(config), out, display), display)
+
+
+def _continued(config: PretrainConfig) -> Base | None:
+    """The base that is to go on learning, an adapter folded in."""
+    if config.model is None:
+        return None
+    model = load(config.model, device=config.device, dtype=config.dtype)
+    model.merge()
+    return model.base
 
 
 def dry_run(config: RunConfig, display: Display) -> Forecast:

@@ -67,6 +67,11 @@ class Technique(BaseModel, ABC):
         """The same with every text among the options turned into tokens."""
         return self
 
+    @property
+    def positions(self) -> int:
+        """How many positions it takes before the first token of every text."""
+        return 0
+
     def problems(self, decoder: Decoder) -> list[str]:
         """All that keeps these options from fitting this decoder, whose parameters may have no values."""
         return []

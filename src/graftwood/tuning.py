@@ -4,42 +4,34 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from graftwood.base import Base
-from graftwood.checkpoint import save_adapter, save_model, step_folders
-from graftwood.config import RunConfig, resolve, save_toml
+from graftwood.checkpoint import save_adapter, save_model
+from graftwood.config import RunConfig, save_toml
 from graftwood.data.audit import audit
+from graftwood.data.batch import Examples
 from graftwood.data.encode import Example, encode_rows
 from graftwood.data.sources import Splits
 from graftwood.draft import IN_MEMORY, Draft
-from graftwood.errors import ConfigError, StorageError
 from graftwood.evals import judge, skills
-from graftwood.evals.card import Card, Chosen, Cost, CurvePoint
-from graftwood.evals.picture import png
+from graftwood.evals.card import Card, Chosen, CurvePoint
 from graftwood.evals.report import write_report
 from graftwood.evals.retention import Probe, compare, precision, probe_for
-from graftwood.evals.svg import curve_svg
 from graftwood.evals.task import TASKS
-from graftwood.files import atomic_write, sha256_text, storage, write_json
+from graftwood.files import sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display, duration, size
-from graftwood.runtime import machine, peak_memory_bytes
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast, forecast
-from graftwood.train.loop import Evaluated, Plan, Stepped, Trainer
-
-_FREE = ("out", "device")  # what a resumed run may change
+from graftwood.train.loop import Plan, Trainer
+from graftwood.training import check_same, cost, drive
 
 
 @dataclass(frozen=True)
@@ -65,9 +57,9 @@ def prepare(drafted: Draft, base: Base, display: Display) -> Job:
     """
     config, splits = _lasting(drafted.config, base), drafted.splits
     technique = drafted.technique.read(base.tokenizer.encode)
-    technique.apply(base.decoder, config.seed)
-    encoder = base.encoder(config.max_length)
+    encoder = base.encoder(min(config.max_length, base.decoder.context - technique.positions))
     train, valid, test = (encode_rows(encoder, rows) for rows in (splits.train, splits.valid, splits.test))
+    technique.apply(base.decoder, config.seed)
     warnings = _describe(display, splits, train, [*valid, *test], encoder.max_length)
     return Job(config, base, technique, drafted.plan, drafted.reasons, splits, train, valid, test, warnings)
 
@@ -111,7 +103,7 @@ def _describe(
 def preview(job: Job, display: Display) -> Forecast:
     """Say what will run, why, and what it will take."""
     with display.stage("forecast"):
-        expected = forecast(job.base.decoder, job.train, job.valid, job.plan)
+        expected = forecast(job.base.decoder, Examples(job.train), Examples(job.valid), job.plan)
     total = count_parameters(job.base.decoder.parameters())
     display.say(
         f"{job.technique.title} on {job.base.name}: {expected.trained_parameters:,} of {total:,} parameters train "
@@ -128,7 +120,7 @@ def preview(job: Job, display: Display) -> Forecast:
 def execute(job: Job, out: Path, display: Display, resume: bool) -> Card:
     """Measure the base, train, measure again, and leave everything in `out`."""
     if resume:
-        _check_same(job.config, out / "run.toml")
+        check_same(job.config, out / "run.toml")
     with storage(f"write {out}"):
         out.mkdir(parents=True, exist_ok=True)
         save_toml(job.config.model_copy(update={"out": str(out)}), out / "run.toml")
@@ -162,25 +154,13 @@ def execute(job: Job, out: Path, display: Display, resume: bool) -> Card:
         kept=judge.kept(before, after, moved, probe),
         memory=judge.remembered(before, after),
         chosen=_chosen(job, trainer),
-        cost=_cost(trainer, measured + time.monotonic() - started),
+        cost=cost(trainer, measured + time.monotonic() - started),
         curve=curve,
         samples=judge.samples(paper, base.encoder(), before, after),
     )
     with storage(f"write the report into {out}"):
         write_report(card, out)
     return card
-
-
-def _check_same(config: RunConfig, file: Path) -> None:
-    """Raises: ConfigError when the run that is to go on was begun with other options."""
-    if not file.exists():
-        return
-    there, here = resolve(file, {}).model_dump(), config.model_dump()
-    odd = [
-        f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key] and key not in _FREE
-    ]
-    if odd:
-        raise ConfigError(f"{file} is of another run: {'; '.join(odd)}; resume with its options, or give another --out")
 
 
 def _before(job: Job, engine: Engine, paper: judge.Paper, out: Path, display: Display) -> judge.Sheet:
@@ -200,93 +180,11 @@ def _before(job: Job, engine: Engine, paper: judge.Paper, out: Path, display: Di
 
 def _train(job: Job, probe: Probe, out: Path, display: Display, resume: bool) -> tuple[Trainer, tuple[CurvePoint, ...]]:
     gauge = judge.drift_gauge(job.base, probe)
+    rows = Examples(job.train), Examples(job.valid)
     decoder, technique = job.base.decoder, job.technique
     rates, stage = technique.rates(decoder), partial(technique.stage, decoder)
-    trainer = Trainer(decoder, job.train, job.valid, job.plan, out / "checkpoints", gauge, rates, stage)
-    resumed = resume and trainer.resume()
-    if resumed:
-        display.say(f"resumed at step {trainer.progress.step} of {trainer.order.steps}")
-    log = out / "metrics.jsonl"
-    with storage(f"write {log}"):
-        lines = _up_to(log, trainer.progress.step) if resumed else []
-        atomic_write(log, "".join(lines))
-        with log.open("a", encoding="utf-8", buffering=1) as handle, _interruptible(trainer, display):
-            with display.training(trainer.order.steps, trainer.progress.step) as line:
-                for event in trainer.run():
-                    line.show(event)
-                    handle.write(json.dumps(_logged(event, trainer)) + "\n")
-    curve = _curve(log)
-    picture = curve_svg(curve, trainer.progress.best_step)
-    with storage(f"write the curve into {out}"):
-        atomic_write(out / "curve.svg", picture)
-        png(picture, out / "curve.png", 900)
-    display.say(f"training ended at step {trainer.progress.step}: {trainer.progress.ended or 'stopped by you'}")
-    return trainer, curve
-
-
-def _logged(event: Stepped | Evaluated, trainer: Trainer) -> dict[str, Any]:
-    """One line of `metrics.jsonl`, under the names that transformers' users know."""
-    if isinstance(event, Evaluated):
-        return {"step": event.step, "eval_loss": event.valid_loss, "drift": event.drift, "best": event.best}
-    return {
-        "step": event.step,
-        "epoch": round(event.step / trainer.order.steps_per_epoch, 4),
-        "loss": event.loss,
-        "grad_norm": event.grad_norm,
-        "learning_rate": event.learning_rate,
-        "num_tokens": trainer.progress.tokens,
-        "tokens_per_second": round(event.tokens / event.seconds, 1),
-    }
-
-
-def _up_to(log: Path, step: int) -> list[str]:
-    """The log's lines up to a checkpoint: what a killed run logged beyond it will be logged again."""
-    if not log.exists():
-        return []
-    kept = []
-    for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
-    return kept
-
-
-def _curve(log: Path) -> tuple[CurvePoint, ...]:
-    """Evaluations with the mean training loss since the one before."""
-    points: list[CurvePoint] = []
-    losses: list[float] = []
-    tokens = 0
-    for record in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
-        if "loss" in record:
-            losses.append(record["loss"])
-            tokens = record["num_tokens"]
-            continue
-        train = sum(losses) / len(losses) if losses else None
-        point = CurvePoint(
-            step=record["step"], tokens=tokens, train_loss=train, valid_loss=record["eval_loss"], drift=record["drift"]
-        )
-        points.append(point)
-        losses = []
-    return tuple(points)
-
-
-@contextmanager
-def _interruptible(trainer: Trainer, display: Display) -> Iterator[None]:
-    """The first Ctrl-C ends the run after its step, with its checkpoint and its report; the second ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def once(number: int, frame: object) -> None:
-        trainer.stop = True
-        signal.signal(signal.SIGINT, previous)
-        display.say("stopping after this step, then saving and reporting; press Ctrl-C again to leave at once")
-
-    previous = signal.signal(signal.SIGINT, once)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    trainer = Trainer(decoder, *rows, job.plan, out / "checkpoints", gauge, rates, stage)
+    return trainer, drive(trainer, out, display, resume)
 
 
 def _save(job: Job, out: Path) -> None:
@@ -318,29 +216,3 @@ def _chosen(job: Job, trainer: Trainer) -> Chosen:
         steps=trainer.progress.step,
         epochs=trainer.progress.step / trainer.order.steps_per_epoch,
     )
-
-
-def _cost(trainer: Trainer, report_seconds: float) -> Cost:
-    progress = trainer.progress
-    return Cost(
-        train_seconds=progress.train_seconds,
-        report_seconds=report_seconds,
-        train_tokens=progress.tokens,
-        answer_tokens=progress.answer_tokens,
-        tokens_per_second=progress.tokens / max(progress.train_seconds, 1e-9),
-        peak_memory_bytes=peak_memory_bytes(),
-        machine=machine(),
-    )
-
-
-def run_folder(config: RunConfig, resume: bool) -> Path:
-    """Where a run goes. Raises: ConfigError when the folder holds a run and resuming was not asked for."""
-    out = Path(config.out) if config.out else Path("runs") / Path(config.data).name.removesuffix(".jsonl")
-    used = (out / "metrics.jsonl").exists() or bool(step_folders(out / "checkpoints"))
-    if used and not resume:
-        raise ConfigError(f"{out} already holds a run; go on with --resume, or give another folder with --out")
-    if resume and not used:
-        raise ConfigError(f"there is nothing to resume in {out}; run without --resume, or name the folder with --out")
-    if out.exists() and not out.is_dir():
-        raise StorageError(f"{out} is a file; give a folder with --out")
-    return out

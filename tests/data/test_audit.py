@@ -112,7 +112,7 @@ def slow_pairs(texts: Sequence[str], train: int) -> list[tuple[int, int]]:
     """Every pair compared: what the index must agree with."""
     runs = []
     for text in texts:
-        words = ["", *module._WORD.findall(text.casefold()), ""]
+        words = ["", *module.WORD.findall(text.casefold()), ""]
         runs.append(set(zip(words, words[1:], words[2:], strict=False)))
     limit = min(50, max(5, len(texts) // 10))
     common = {run for of in runs for run in of if sum(run in other for other in runs) > limit}

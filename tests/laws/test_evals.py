@@ -15,6 +15,7 @@ from torch import Tensor
 import tiny
 from conftest import CPU
 from graftwood.base import Base, open_base
+from graftwood.data.batch import Examples
 from graftwood.evals import judge
 from graftwood.evals.retention import Probe, compare, probe_for, sample_windows, score_probe
 from graftwood.evals.score import ROWS, Continuation, answer_losses, continuations
@@ -213,7 +214,11 @@ def test_losses_are_those_of_the_right_tokens(base: Base, tmp_path: Path) -> Non
     """A model that knows its rows by heart is surprised by the same answers in another order: nothing is shifted."""
     rows = [row for row in tiny.examples(40) if row.answer_tokens >= 4][:6]
     base.decoder.requires_grad_(True)
-    list(Trainer(base.decoder, rows, [], tiny.plan(epochs=60.0, learning_rate=1e-2), tmp_path / "steps").run())
+    list(
+        Trainer(
+            base.decoder, Examples(rows), Examples([]), tiny.plan(epochs=60.0, learning_rate=1e-2), tmp_path / "steps"
+        ).run()
+    )
     known = answer_losses(base.decoder, rows)
     assert [count for _, count in known] == [row.answer_tokens for row in rows]
     shifted = [tiny.example([*row.ids[:1], *row.ids[:0:-1]], list(row.answer)) for row in rows]

@@ -25,7 +25,7 @@ from conftest import CPU
 from graftwood.base import open_base
 from graftwood.checkpoint import load_step, step_folders
 from graftwood.config import RunConfig, save_toml
-from graftwood.data.batch import Order, pack
+from graftwood.data.batch import Examples, Order, pack
 from graftwood.data.encode import Example
 from graftwood.draft import draft
 from graftwood.errors import ConfigError, StorageError
@@ -34,7 +34,7 @@ from graftwood.progress import Display
 from graftwood.technique import TECHNIQUES
 from graftwood.train.loop import Evaluated, NonFiniteLossError, Plan, Stepped, Trainer, mean_loss
 from graftwood.train.loss import CHUNK, summed_loss, token_losses
-from graftwood.train.optim import optimiser_tensors, schedule
+from graftwood.train.optim import schedule
 from graftwood.tuning import execute, prepare
 
 techniques = pytest.mark.parametrize("name", TECHNIQUES.names())
@@ -53,7 +53,8 @@ def trainer(
     technique = tiny.technique(name, **options)
     technique.apply(decoder, seed=0)
     rows = tiny.examples(16) if train is None else train
-    return Trainer(decoder, rows, tiny.examples(6, seed=9) if valid is None else valid, plan, folder)
+    held_out = tiny.examples(6, seed=9) if valid is None else valid
+    return Trainer(decoder, Examples(rows), Examples(held_out), plan, folder)
 
 
 def weights(made: Trainer) -> dict[str, Tensor]:
@@ -80,7 +81,7 @@ def test_one_batch_of_eight_equals_eight_of_one(name: str, tmp_path: Path) -> No
 
 def test_every_answer_token_weighs_the_same(tmp_path: Path) -> None:
     made = trainer(tmp_path, tiny.plan(token_budget=1))
-    rows = [made.examples[row] for row in made.order.batch_rows(0)]
+    rows = [tiny.examples(16)[row] for row in made.order.batch_rows(0)]
     losses = [token_losses(made.decoder, pack([row])) for row in rows]
     stepped = made.step()
     assert stepped.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
@@ -136,12 +137,12 @@ def test_a_loss_that_is_no_number_changes_nothing_and_names_its_row(tmp_path: Pa
     while 4 not in made.order.batch_rows(made.progress.step):
         made.step()
     before, done = weights(made), made.progress
-    state = {name: tensor.clone() for name, tensor in optimiser_tensors(made.optimiser, made.trained).items()}
+    state = {name: tensor.clone() for name, tensor in made.optimiser.tensors().items()}
     assert state, "an optimiser that has moved before must show that it does not move now"
     with pytest.raises(NonFiniteLossError) as caught:
         made.step()
     assert equal(weights(made), before)
-    assert equal(optimiser_tensors(made.optimiser, made.trained), state)
+    assert equal(made.optimiser.tensors(), state)
     assert made.progress == done
     assert f"step {done.step + 1}: loss nan" in str(caught.value)
     assert "from rows rows.jsonl:5;" in str(caught.value)
@@ -163,9 +164,50 @@ def test_the_gradient_is_clipped(tmp_path: Path) -> None:
 
 
 def test_the_schedule_rises_and_falls_to_nothing() -> None:
-    rates = [schedule(step, steps=10, warmup=4) for step in range(11)]
+    rates = [schedule(step, steps=10, warmup=4, decay=10) for step in range(11)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0.0])
-    assert [schedule(0, 1, 1), schedule(0, 5, 1)] == [1.0, 1.0]
+    assert [schedule(0, 1, 1, 1), schedule(0, 5, 1, 5)] == [1.0, 1.0]
+
+
+def test_the_rate_stays_level_between() -> None:
+    rates = [schedule(step, steps=10, warmup=2, decay=4) for step in range(11)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0.0])
+    assert schedule(9, steps=10, warmup=2, decay=0) == 1.0
+
+
+def test_z_loss_is_in_the_gradient_alone() -> None:
+    decoder, packed = tiny.decoder().requires_grad_(True), pack(tiny.examples(12))
+    plain = summed_loss(decoder, packed)
+    value = summed_loss(decoder, packed, z_loss=0.1)
+    assert value.item() == plain.item()
+    value.backward()
+    found = {name: parameter.grad for name, parameter in decoder.named_parameters()}
+    decoder.zero_grad(set_to_none=True)
+    logits = decoder(packed.ids, packed.documents)[0, packed.predict]
+    whole = F.cross_entropy(logits, packed.targets, reduction="sum") + 0.1 * logits.logsumexp(-1).square().sum()
+    whole.backward()
+    for name, parameter in decoder.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_averaged_weights_are_measured_and_kept(tmp_path: Path) -> None:
+    made = trainer(tmp_path, tiny.plan(learning_rate=0.05, average_half_life=2.0, patience=99), name="full")
+    mean = weights(made)
+    for event in made.run():
+        if isinstance(event, Stepped):
+            mean = {name: old.lerp(made.trained[name].detach(), 1 - 0.5**0.5) for name, old in mean.items()}
+        elif event.step:
+            raw = weights(made)
+            with made.optimiser.averaged():
+                for name, parameter in made.trained.items():
+                    torch.testing.assert_close(parameter.detach(), mean[name])
+                held_out = mean_loss(made.decoder.eval(), [pack(tiny.examples(6, seed=9))])
+                assert held_out == pytest.approx(event.valid_loss, rel=1e-4)
+            made.decoder.train()
+            assert equal(weights(made), raw)
+    assert made.progress.step == made.progress.best_step == 2
+    for name, parameter in made.trained.items():
+        torch.testing.assert_close(parameter.detach(), mean[name])
 
 
 def test_the_rate_of_a_step_follows_the_schedule(tmp_path: Path) -> None:
@@ -284,14 +326,15 @@ def test_a_full_disk_leaves_the_last_checkpoint(name: str, tmp_path: Path) -> No
     assert [type(event) for event in again.run()][-1] is Evaluated
 
 
+@pytest.mark.parametrize("kind", ["tune", "pretrain"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, tokenizer_files: Callable[[Path], None]
+    kind: str, tmp_path: Path, tokenizer_files: Callable[[Path], None]
 ) -> None:
     """Weights, optimiser, progress and log are bit for bit those of a run that nobody killed, with dropout on."""
     folder = tiny.model_folder(tmp_path / "tiny", tokenizer_files)
     script = Path(__file__).with_name("killed_run.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(folder), str(tmp_path / "runs")],
+        [sys.executable, str(script), kind, str(folder), str(tmp_path / "runs")],
         check=True,
         capture_output=True,
         text=True,
@@ -316,7 +359,7 @@ def test_rates_multiply_the_learning_rate_of_their_parameters(tmp_path: Path) ->
     decoder, plan = tiny.decoder(), tiny.plan(learning_rate=1e-3, batch=16)
     technique = tiny.technique("freeze", top=2, decay=0.5)
     technique.apply(decoder, seed=0)
-    made = Trainer(decoder, tiny.examples(16), [], plan, tmp_path, rates=technique.rates(decoder))
+    made = Trainer(decoder, Examples(tiny.examples(16)), Examples([]), plan, tmp_path, rates=technique.rates(decoder))
     before = weights(made)
     made.step()
     for path, depth in (("model.layers.1.mlp.up_proj.weight", 1), ("model.layers.0.mlp.up_proj.weight", 2)):
@@ -329,7 +372,8 @@ def test_what_is_not_yet_open_does_not_move(tmp_path: Path) -> None:
     decoder, plan = tiny.decoder(), tiny.plan(batch=4, epochs=1.0)
     technique = tiny.technique("freeze", top=2, order="gradual", share=0.75)
     technique.apply(decoder, seed=0)
-    made = Trainer(decoder, tiny.examples(16), [], plan, tmp_path, stage=partial(technique.stage, decoder))
+    rows, stage = Examples(tiny.examples(16)), partial(technique.stage, decoder)
+    made = Trainer(decoder, rows, Examples([]), plan, tmp_path, stage=stage)
     moved = []
     for _ in range(4):
         before = weights(made)
@@ -348,7 +392,8 @@ def test_a_staged_run_resumes_bit_for_bit(tmp_path: Path) -> None:
         technique.apply(decoder, seed=0)
         stage = partial(technique.stage, decoder)
         plan = tiny.plan(batch=4, epochs=1.0)
-        return Trainer(decoder, tiny.examples(16), [], plan, tmp_path / folder, None, technique.rates(decoder), stage)
+        rows, rates = Examples(tiny.examples(16)), technique.rates(decoder)
+        return Trainer(decoder, rows, Examples([]), plan, tmp_path / folder, None, rates, stage)
 
     whole, parts = made("whole"), made("parts")
     for _ in range(4):

@@ -16,6 +16,7 @@ import tiny
 from conftest import CPU
 from graftwood.base import Base, open_base
 from graftwood.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, save_adapter
+from graftwood.data.batch import Examples
 from graftwood.errors import ConfigError
 from graftwood.technique import TECHNIQUES, Technique
 from graftwood.train.loop import Trainer
@@ -187,7 +188,7 @@ def test_one_step_gives_the_same_update(name: str, options: dict[str, Any], fold
     base, technique = tuned(folder, name, **options)
     save_adapter(base, technique, tmp_path / "before")
     theirs = their_adapter(folder, tmp_path / "before", train=True).train()
-    Trainer(base.decoder, ROWS, [], PLAN, tmp_path / "steps").step()
+    Trainer(base.decoder, Examples(ROWS), Examples([]), PLAN, tmp_path / "steps").step()
     their_step(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
     save_adapter(base, technique, tmp_path / "ours")
@@ -225,7 +226,7 @@ def test_one_step_of_what_stands_before_the_text_gives_the_same_update(
         network.load_state_dict(ours.network.state_dict())
     assert distance(logits(theirs), logits(base.decoder)) < 1e-5
     before = [p.detach().clone() for p in ours.parameters()]
-    Trainer(base.decoder, ROWS, [], PLAN, tmp_path / "steps").step()
+    Trainer(base.decoder, Examples(ROWS), Examples([]), PLAN, tmp_path / "steps").step()
     their_step(theirs)
     other = [encoder.embedding.weight, *(p for network in networks for p in network.parameters())]
     for old, mine, their in zip(before, ours.parameters(), other, strict=True):

@@ -21,7 +21,8 @@ from graftwood.generate.packed import decode_plan
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder
-from graftwood.model.weights import SINGLE, load_decoder
+from graftwood.model.tensor_files import SINGLE
+from graftwood.model.weights import load_decoder
 from graftwood.technique import TECHNIQUES, Technique
 from graftwood.train.loss import summed_loss, token_losses
 
@@ -290,3 +291,32 @@ def test_the_laws_hold_on_every_architecture(name: str, architecture: str, tiny_
         technique.merge(decoder)
         assert (logits(decoder) - after).norm() / after.norm() < 1e-5
         assert {path for path, _ in decoder.named_parameters()} == own.keys()
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES.names())
+def test_what_stands_before_the_text_is_packed_and_cached_on_every_architecture(
+    name: str, architecture: str, tiny_config: TinyConfig
+) -> None:
+    """Windows, learned positions, capped scores and sinks included."""
+    decoder = Decoder(ARCHITECTURES.get(architecture), replace(tiny_config(architecture), init_std=0.2))
+    decoder.initialise(seed=0)
+    put(name, decoder.requires_grad_(False))
+    ids = torch.randint(0, 320, (3, 16), generator=torch.Generator().manual_seed(7))
+    lengths = (5, 1, 9)
+    prompts = torch.cat([row[:length] for row, length in zip(ids, lengths, strict=True)]).unsqueeze(0)
+    with torch.inference_mode():
+        expected = decoder(ids)
+        packed = decoder(prompts, documents=lengths)[0].split(lengths)
+        cache = decoder.new_cache(rows=3, capacity=16)
+        cached = decoder(prompts, documents=lengths, cache=cache)[0].split(lengths)
+        for row, length in enumerate(lengths):
+            torch.testing.assert_close(packed[row], expected[row, :length], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(cached[row], expected[row, :length], rtol=1e-4, atol=1e-4)
+        for step in range(5):
+            places = [length + step for length in lengths]
+            found = decoder(ids[range(3), places].unsqueeze(1), cache=cache)[:, 0]
+            torch.testing.assert_close(found, expected[range(3), places], rtol=1e-4, atol=1e-4)
+        forked = decoder.logits(decoder.hidden(ids[:1], (16,), forks=[(3, 4)]))
+        alone = decoder(torch.cat([ids[:1, :9], ids[:1, 12:]], dim=1))
+        torch.testing.assert_close(forked[:, 12:], alone[:, 9:], rtol=1e-4, atol=1e-4)

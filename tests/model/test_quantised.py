@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny
+from graftwood.data.batch import Examples
 from graftwood.generate.packed import decode_plan
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear
@@ -59,7 +60,7 @@ def test_what_trains_on_it_trains_as_on_the_whole_weights(name: str, precision: 
         quantise(decoder, precision)
         decoder = make(decoder)
         tiny.technique(name).apply(decoder, seed=0)
-        made = Trainer(decoder, tiny.examples(8), [], tiny.plan(), tmp_path / make.__name__)
+        made = Trainer(decoder, Examples(tiny.examples(8)), Examples([]), tiny.plan(), tmp_path / make.__name__)
         made.step()
         stepped.append((decoder.trained(), decoder))
     (mine, quantised), (expected, plain) = stepped

@@ -18,7 +18,8 @@ from graftwood.errors import ModelError
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder
-from graftwood.model.weights import INDEX, SINGLE, fingerprint, load_decoder, save_tensors, shard_files, to_files
+from graftwood.model.tensor_files import INDEX, SINGLE, shard_files
+from graftwood.model.weights import fingerprint, load_decoder, save_tensors, to_files
 from graftwood.runtime import Place
 
 Change = Callable[[dict[str, Any]], object]
@@ -117,7 +118,7 @@ def test_a_file_cut_short_is_damaged(folder: Path, keep: int) -> None:
 
 def test_what_a_folder_must_hold(tmp_path: Path, folder: Path) -> None:
     (folder / SINGLE).unlink()
-    assert "only safetensors weights are read" in refusal(folder)
+    assert "has no weights: neither model.safetensors nor pytorch_model.bin" in refusal(folder)
     (folder / "config.json").unlink()
     assert "has no config.json" in refusal(folder)
 
@@ -137,6 +138,13 @@ def test_an_unknown_model_type_gets_its_near_names(folder: Path) -> None:
     assert "Did you mean 'llama'" in message
 
 
+def test_a_foreign_model_type_lists_the_families(folder: Path) -> None:
+    edit_config(folder, lambda config: config.update(model_type="mamba2"))
+    message = refusal(folder)
+    assert "model_type 'mamba2'" in message
+    assert all(kind in message for kind in ("gpt2", "gpt_neox", "gpt_oss", "llama", "qwen3"))
+
+
 def test_a_config_without_a_size_says_which(folder: Path) -> None:
     edit_config(folder, lambda config: config.pop("intermediate_size"))
     assert "lacks 'intermediate_size', which llama needs" in refusal(folder)
@@ -146,7 +154,11 @@ def test_a_config_without_a_size_says_which(folder: Path) -> None:
     ("change", "said"),
     [
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope scaling 'dynamic'"),
+        ({"sliding_window": 8, "layer_types": ["x"]}, "layer_types ['x'], sliding_window 8: the llama block"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config {'bits': 4}"),
+        ({"num_local_experts": 8}, "num_local_experts 8"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "lacks 'low_freq_factor'"),
         ({"num_key_value_heads": 3}, "4 query heads"),
         ({"hidden_size": "32"}, "hidden_size '32'"),

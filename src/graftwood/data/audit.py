@@ -19,7 +19,7 @@ Ints = NDArray[np.int64]
 
 # Scripts that put no space between words: every character is a word (Thai to Khmer, kana, Han).
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 _WORD_BITS = 21  # three words fill one int64; a vocabulary above two million wraps
 _COMMON = 50
 
@@ -70,15 +70,15 @@ def audit(splits: Splits) -> Audit:
     among 27 of a row's own is near; among fewer it makes another row. No pair is missed.
     """
     first: dict[tuple[str, ...], Row] = {}
-    exact = [(row, first[key]) for row in splits.train if first.setdefault(key := _folded(row.parts), row) is not row]
+    exact = [(row, first[key]) for row in splits.train if first.setdefault(key := folded(row.parts), row) is not row]
     distinct, held_out = list(first.values()), [*splits.valid, *splits.test]
-    leaks = {index: first[key] for index, row in enumerate(held_out) if (key := _folded(row.parts)) in first}
+    leaks = {index: first[key] for index, row in enumerate(held_out) if (key := folded(row.parts)) in first}
     near: dict[int, Row] = {}
     for one, two in _near_pairs([*distinct, *held_out], len(distinct)):
         found, index = (near, two) if two < len(distinct) else (leaks, two - len(distinct))
         found.setdefault(index, distinct[one])
-    prompts = {_folded(row.asked) for row in distinct if row.asked}
-    shared = sum(index not in leaks and _folded(row.asked) in prompts for index, row in enumerate(held_out))
+    prompts = {folded(row.asked) for row in distinct if row.asked}
+    shared = sum(index not in leaks and folded(row.asked) in prompts for index, row in enumerate(held_out))
     return Audit(
         train=len(splits.train),
         held_out=len(held_out),
@@ -90,7 +90,8 @@ def audit(splits: Splits) -> Audit:
     )
 
 
-def _folded(parts: Sequence[str]) -> tuple[str, ...]:
+def folded(parts: Sequence[str]) -> tuple[str, ...]:
+    """Texts without what does not tell them apart: case and white space."""
     return tuple(" ".join(part.casefold().split()) for part in parts)
 
 
@@ -127,7 +128,7 @@ def _runs(rows: Sequence[Row]) -> tuple[Ints, Ints]:
     words: dict[str, int] = {}
     flat, lengths = array("q"), []
     for row in rows:
-        found = _WORD.findall("\n".join(row.parts).casefold())
+        found = WORD.findall("\n".join(row.parts).casefold())
         flat.extend((0, *(words.setdefault(word, len(words) + 1) for word in found), 0))
         lengths.append(len(found) + 2)
     ids = np.frombuffer(flat, dtype=np.int64) % (1 << _WORD_BITS)

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from graftwood.data.encode import Example
@@ -97,12 +101,52 @@ class Order:
     def batch_rows(self, step: int) -> list[int]:
         """Row numbers of one step."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order: list[int] = torch.randperm(self.rows, generator=generator).tolist()
-        return order[index * self.batch : (index + 1) * self.batch]
+        order = _permutation(self.rows, self.seed * 1_000_003 + epoch)
+        rows: list[int] = order[index * self.batch : (index + 1) * self.batch].tolist()
+        return rows
+
+
+@lru_cache(maxsize=1)  # one epoch's; a corpus has millions of rows
+def _permutation(rows: int, seed: int) -> Tensor:
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
 
 
 def packs(examples: Sequence[Example], budget: int) -> Iterator[Packed]:
     """All examples in packs of about `budget` tokens."""
     for group in split_by_tokens(examples, budget):
         yield pack(group)
+
+
+class Rows(Protocol):
+    """What a trainer reads: numbered rows, wherever they are kept."""
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Tokens of every row."""
+
+    def __len__(self) -> int: ...
+
+    def packs(self, rows: Sequence[int], budget: int) -> list[Packed]:
+        """These rows in packs of about `budget` tokens."""
+
+    def place(self, row: int) -> str:
+        """Where a person finds the row: `file:line`."""
+
+
+class Examples:
+    """Encoded rows in memory."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+        self.sizes = np.array([len(example.ids) for example in examples], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def packs(self, rows: Sequence[int], budget: int) -> list[Packed]:
+        """These rows in packs of about `budget` tokens."""
+        return list(packs([self._examples[row] for row in rows], budget))
+
+    def place(self, row: int) -> str:
+        """`file:line`."""
+        return f"{self._examples[row].row.file}:{self._examples[row].row.line}"

@@ -94,7 +94,7 @@ def score_probe(decoder: Decoder, ids: Tensor) -> Probe:
     """What a model expects after each token of the windows."""
     words, log_p = [], []
     for logits in _logits(decoder, ids):
-        top = logits.log_softmax(-1).topk(WORDS, dim=-1)
+        top = logits.log_softmax(-1).topk(min(WORDS, logits.shape[-1]), dim=-1)
         words.append(top.indices.cpu())
         log_p.append(_with_rest(top.values).cpu())
     return Probe(ids, torch.stack(words), torch.stack(log_p))

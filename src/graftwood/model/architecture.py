@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from graftwood.errors import ModelError, nearest
 from graftwood.model.config import ModelConfig
@@ -22,6 +22,12 @@ class Names:
     blocks: str
     norm: str
     head: str
+    positions: str | None = None
+
+    def whole(self, name: str) -> str:
+        """A file tensor's full name: files of a model without its head leave the first part out."""
+        trunk = self.blocks.partition(".")[0]
+        return name if name.partition(".")[0] in (trunk, self.head.partition(".")[0]) else f"{trunk}.{name}"
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Architecture:
 
     `read` maps a Hugging Face `config.json` to sizes and refuses what the block does not compute; `write` is its
     inverse. `gguf_config` maps GGUF metadata (keys without the architecture's prefix) to such a `config.json`.
-    `rules` and `gguf_rules` map file tensors to parameters.
+    `rules` and `gguf_rules` map file tensors to parameters; `unpacked` first turns quantised pairs of them into one.
     """
 
     name: str
@@ -41,10 +47,11 @@ class Architecture:
     write: Callable[[ModelConfig], dict[str, Any]]
     block: Callable[[ModelConfig, int], nn.Module]
     norm: Callable[[ModelConfig], nn.Module]
-    gguf_config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    gguf_config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     rules: tuple[Rule, ...] = ()
     gguf_rules: tuple[Rule, ...] = ()
     ignored: tuple[str, ...] = ()
+    unpacked: Callable[[Iterator[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]] | None = None
 
 
 ARCHITECTURES: Registry[Architecture] = Registry(

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graftwood.model.architecture import Architecture
-from graftwood.model.attention import KVCache, Scope, forked_mask, forked_positions, packed_positions
+from graftwood.model.attention import KVCache, Scope, forked_mask, forked_positions, packed_positions, turning
 from graftwood.model.config import ModelConfig
-from graftwood.model.layers import Linear, rotary_tables
+from graftwood.model.layers import Linear
 
 
 class Embedding(nn.Module):
-    """A table of vectors by token id, [V, C]."""
+    """A table of vectors by token id, [V, C], or by position."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, rows: int, size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.weight = nn.Parameter(torch.empty(rows, size))
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)
@@ -59,11 +59,13 @@ class Decoder(nn.Module):
         self.compute_dtype = torch.float32
         self.base_precision = "full"
         names = architecture.names
-        self._put(names.embedding, Embedding(config))
+        self._put(names.embedding, Embedding(config.vocab_size, config.hidden_size))
+        if names.positions is not None:
+            self._put(names.positions, Embedding(config.max_positions, config.hidden_size))
         self._put(names.blocks, nn.ModuleList(architecture.block(config, layer) for layer in range(config.layers)))
         self._put(names.norm, architecture.norm(config))
         if not config.tied_head:
-            self._put(names.head, Linear(config.hidden_size, config.vocab_size))
+            self._put(names.head, Linear(config.hidden_size, config.vocab_size, config.head_bias))
         # What a technique may put before every sequence: see `Preface`.
         self.prompt: Preface | None = None
         self.prefix: Preface | None = None
@@ -110,6 +112,8 @@ class Decoder(nn.Module):
             assert lengths is not None, "forks are the ends of packed documents"
             assert cache is None, "forks are read in one pass, without a cache"
             scope = self._forked(lengths, forks, ids_BT.device)
+        if self.architecture.names.positions is not None:
+            x = x + self.get_submodule(self.architecture.names.positions)(scope.positions).to(x.dtype)
         for block in self.blocks:
             x = block(x, scope)
         x = x if own is None else x[:, own]
@@ -117,10 +121,12 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the next token, float32. Shapes: [..., C] -> [..., V]."""
-        head = None if self.config.tied_head else self.get_submodule(self.architecture.names.head)
-        if head is not None:
-            return cast(Tensor, head(hidden)).float()
-        return F.linear(hidden, self.head_weight().to(hidden.dtype)).float()
+        if self.config.tied_head:
+            logits = F.linear(hidden, self.head_weight().to(hidden.dtype)).float()
+        else:
+            logits = cast(Tensor, self.get_submodule(self.architecture.names.head)(hidden)).float()
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def forward(self, ids_BT: Tensor, documents: Sequence[int] | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits at every position, [B, T, V]; see `hidden`."""
@@ -207,13 +213,20 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Fill every parameter: matrices from N(0, init_std), norms with one, biases with zero."""
+        """Fill every parameter: matrices from N(0, init_std), norms so that they scale by one, biases with zero."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
+            owner, _, leaf = name.rpartition(".")
             if parameter.ndim > 1:
                 parameter.normal_(0.0, self.config.init_std, generator=generator)
             else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                start = getattr(self.get_submodule(owner), "start", 1.0)
+                parameter.fill_(start if leaf == "weight" else 0.0)
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """What tokens are to the first block, their positions aside."""
+        x = self.embedding(ids).to(self.compute_dtype)
+        return x if self.config.embedding_scale == 1.0 else x * x.new_tensor(self.config.embedding_scale)
 
     def _put(self, path: str, module: nn.Module) -> None:
         """Register `module` under a dotted path, making the containers on the way."""
@@ -229,7 +242,7 @@ class Decoder(nn.Module):
         self, ids: Tensor, documents: tuple[int, ...] | None, cache: KVCache | None
     ) -> tuple[Tensor, tuple[int, ...] | None, Tensor | None]:
         """Inputs, the documents' lengths, and, where a prompt stands among them, the places of the tokens."""
-        x = self.embedding(ids).to(self.compute_dtype)
+        x = self.embedded(ids)
         if self.prompt is None or (cache is not None and documents is None):
             return x, documents, None
         prompt = self.prompt().to(x.dtype)
@@ -253,23 +266,27 @@ class Decoder(nn.Module):
         prefix, start = self._prefixed()
         if cache is not None and documents is not None:
             return cache.admit(documents, prefix)
-        positions = packed_positions(documents or (tokens,), x.device, start)
-        return Scope(*self._rotary(positions), documents, prefix=prefix)
+        return self._uncached(packed_positions(documents or (tokens,), x.device, start), documents, None, prefix)
 
     def _forked(self, documents: tuple[int, ...], forks: Sequence[Sequence[int]], device: torch.device) -> Scope:
         masks = tuple(forked_mask(length, ends, device) for length, ends in zip(documents, forks, strict=True))
         prefix, start = self._prefixed()
-        positions = forked_positions(documents, forks, device) + start
-        return Scope(*self._rotary(positions), documents, masks, prefix)
+        return self._uncached(forked_positions(documents, forks, device) + start, documents, masks, prefix)
 
     def _prefixed(self) -> tuple[Tensor | None, int]:
         if self.prefix is None:
             return None, 0
         return self.prefix().to(self.compute_dtype), self.prefix.tokens
 
-    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary_tables(self.config, positions)
-        return cos[None, :, None].to(self.compute_dtype), sin[None, :, None].to(self.compute_dtype)
+    def _uncached(
+        self,
+        positions: Tensor,
+        documents: tuple[int, ...] | None,
+        masks: tuple[Tensor, ...] | None,
+        prefix: Tensor | None,
+    ) -> Scope:
+        positions = positions.unsqueeze(0)
+        return Scope(positions, turning(self.config, positions, self.compute_dtype), documents, masks, prefix)
 
 
 def hook(module: nn.Module, delta: nn.Module) -> None:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from graftwood.errors import ModelError
 from graftwood.model.architecture import Architecture, for_gguf
+from graftwood.model.ggml import rope_of_factors
 
-READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+ROPE_FACTORS = "rope_freqs.weight"
+READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "MXFP4")
 
 
 class GGUFFile:
@@ -44,6 +46,9 @@ class GGUFFile:
 
     def config(self) -> dict[str, Any]:
         """The `config.json` this file stands for, token ids included."""
+        assert self.architecture.gguf_config is not None, (
+            "an architecture with names in GGUF files reads their metadata"
+        )
         prefix = self.architecture_name + "."
         own = {key.removeprefix(prefix): value for key, value in self.metadata.items() if key.startswith(prefix)}
         try:
@@ -51,6 +56,9 @@ class GGUFFile:
         except KeyError as error:
             raise ModelError(f"{self.path} lacks the metadata {prefix}{error.args[0]}") from None
         names = {tensor.name for tensor in self._reader.tensors}
+        if ROPE_FACTORS in names:
+            factors = next(tensor for name, tensor in self.tensors() if name == ROPE_FACTORS)
+            config["rope_scaling"] = rope_of_factors(factors, config["rope_theta"])
         config["vocab_size"] = len(self.metadata.get("tokenizer.ggml.tokens", ()))
         config["tie_word_embeddings"] = "output.weight" not in names
         for key in ("bos", "eos", "padding"):

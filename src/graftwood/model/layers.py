@@ -11,6 +11,8 @@ backward, so the projection that reads their output keeps nothing: it has them m
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from graftwood.model.config import ModelConfig
+from graftwood.model.config import Activation
 
 
 class Delta(Protocol):
@@ -148,6 +150,8 @@ class _FrozenProjection(torch.autograd.Function):
 class RMSNorm(nn.Module):
     """`x / rms(x) * weight`, computed in float32. Source: Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4."""
 
+    start = 1.0  # what the weight is before it learns
+
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
@@ -157,6 +161,28 @@ class RMSNorm(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad and not self.weight.requires_grad and x.dtype == torch.float32:
             return _FrozenNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+
+
+class OffsetRMSNorm(RMSNorm):
+    """RMSNorm whose weight is what its gain differs from one by, as the Gemma family stores it."""
+
+    start = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float() + 1.0, self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """`(x - mean(x)) / std(x) * weight + bias`, in float32. Source: Ba et al. 2016, arXiv 1607.06450, eq. 4."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), x.shape[-1:], self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
 
 
 class _FrozenNorm(torch.autograd.Function):
@@ -211,29 +237,16 @@ class _SwiGLU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(grad * up, gate), silu.mul_(grad)
 
 
-def rotary_tables(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles.
-
-    Shapes: positions [...] -> two float32 [..., D/2]. Source: Su et al. 2021, arXiv 2104.09864, eq. 34.
-    """
-    half = torch.arange(0, config.head_size, 2, dtype=torch.float32, device=positions.device) / config.head_size
-    frequency = 1.0 / (config.rope_theta**half)
-    scaling = config.rope_scaling
-    if scaling is not None:
-        if scaling.kind == "linear":
-            frequency = frequency / scaling.factor
-        else:
-            # Wavelengths beyond the original context are stretched, short ones stay, those between are blended.
-            turns = scaling.original_positions * frequency / (2 * torch.pi)
-            span = scaling.high_frequency_factor - scaling.low_frequency_factor
-            blend = ((turns - scaling.low_frequency_factor) / span).clamp(0, 1)
-            frequency = frequency * (blend + (1 - blend) / scaling.factor)
-    angles = positions.float().unsqueeze(-1) * frequency
-    return angles.cos(), angles.sin()
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each head's halves by their position's angle.
+    """Turn each head's halves by their position's angle; dimensions past those of the tables stay.
 
     Shapes: x [B, T, H, D]; cos and sin broadcast to [B, T, 1, D/2].
     """
@@ -243,12 +256,23 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
+    half = cos.shape[-1]
+    turned = slice(half, 2 * half)
+    first, second = x[..., :half], x[..., turned]
     out = torch.empty_like(x)
     torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=sign)
+    torch.mul(second, cos, out=out[..., turned]).addcmul_(first, sin, value=sign)
+    if 2 * half < x.shape[-1]:
+        out[..., 2 * half :] = x[..., 2 * half :]
     return out
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` for heads whose pairs are neighbours: dimensions 0 and 1, 2 and 3, and so on."""
+    size = 2 * cos.shape[-1]
+    even, odd = x[..., 0:size:2], x[..., 1:size:2]
+    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return torch.cat((turned, x[..., size:]), dim=-1)
 
 
 class _Rotate(torch.autograd.Function):

@@ -1,58 +1,95 @@
 """Weight names as data: how a file's tensors become parameters, and back.
 
-A rule pairs a file's name pattern with a parameter's; `{n}` stands for a layer number. A transform changes values
-(transposes, orders of heads) and has an inverse. Names that no rule mentions are the same on both sides.
+A rule pairs a file's name pattern with one parameter's or several; `{n}` stands for a layer number, `{e}` for every
+expert in turn. A transform changes values (transposes, splits, orders of heads) and has an inverse. Names that no rule
+mentions are the same on both sides.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import torch
 from torch import Tensor
 
 from graftwood.model.config import ModelConfig
 
 Change = Callable[[Tensor, ModelConfig], Tensor]
+Split = Callable[[Tensor, ModelConfig], Sequence[Tensor]]
+Join = Callable[[Sequence[Tensor], ModelConfig], Tensor]
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of values and the change that undoes it."""
+    """A change of one file tensor into the parameters' values, and the change that undoes it."""
 
-    forward: Change
-    inverse: Change
+    forward: Split
+    inverse: Join
 
 
-@dataclass(frozen=True)
+def each(forward: Change, inverse: Change) -> Transform:
+    """A transform of one tensor into one."""
+    return Transform(lambda file, config: (forward(file, config),), lambda parts, config: inverse(parts[0], config))
+
+
 class Rule:
-    """`file` is the name in the checkpoint, `parameter` the name in the model."""
+    """`file` is the name in the checkpoint, `parameters` those in the model."""
 
-    file: str
-    parameter: str
-    transform: Transform | None = None
+    def __init__(self, file: str, parameters: str | Sequence[str], transform: Transform | None = None) -> None:
+        self.file = file
+        self.parameters = (parameters,) if isinstance(parameters, str) else tuple(parameters)
+        self.transform = transform
+        assert transform is not None or len(self.parameters) == 1, f"{file} needs a transform to become several"
 
-    def to_parameter(self, name: str) -> str | None:
-        """The parameter's name for a file tensor, or None if this rule is not about it."""
-        return _rename(self.file, self.parameter, name)
+    def members(self, layer: str, config: ModelConfig) -> list[str]:
+        """The parameters of a layer that the file's tensor holds, in the transform's order."""
+        named = [template.replace("{n}", layer) for template in self.parameters]
+        return [
+            name.replace("{e}", str(expert))
+            for name in named
+            for expert in range(config.experts if "{e}" in name else 1)
+        ]
 
-    def to_file(self, name: str) -> str | None:
-        """The file tensor's name for a parameter, or None if this rule is not about it."""
-        return _rename(self.parameter, self.file, name)
+
+def to_parameters(name: str, tensor: Tensor, rules: Sequence[Rule], config: ModelConfig) -> dict[str, Tensor] | None:
+    """The parameters that a file's tensor holds, or None when no rule is about it."""
+    for rule in rules:
+        layer = _layer(rule.file, name)
+        if layer is not None:
+            values = (tensor,) if rule.transform is None else rule.transform.forward(tensor, config)
+            return dict(zip(rule.members(layer, config), values, strict=True))
+    return None
+
+
+def to_files(parameters: Mapping[str, Tensor], rules: Sequence[Rule], config: ModelConfig) -> dict[str, Tensor]:
+    """File tensors that hold these parameters: the inverse of `to_parameters` over a whole model."""
+    files: dict[str, Tensor] = {}
+    for name, tensor in parameters.items():
+        found = next(((r, n) for r in rules for p in r.parameters if (n := _layer(p, name)) is not None), None)
+        if found is None:
+            files[name] = tensor
+            continue
+        rule, layer = found
+        file = rule.file.replace("{n}", layer)
+        if rule.transform is None:
+            files[file] = tensor
+        elif file not in files:
+            files[file] = rule.transform.inverse([parameters[p] for p in rule.members(layer, config)], config)
+    return files
 
 
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(r"\{n\}", r"(?P<n>\d+)"))
+    return re.compile(re.escape(template).replace(r"\{n\}", r"(?P<n>\d+)").replace(r"\{e\}", r"\d+"))
 
 
-def _rename(source: str, target: str, name: str) -> str | None:
-    match = _pattern(source).fullmatch(name)
-    if match is None:
-        return None
-    return target.replace("{n}", match.groupdict().get("n") or "")
+def _layer(template: str, name: str) -> str | None:
+    """The layer's number where `name` fits the template (empty without one), or None where it does not."""
+    match = _pattern(template).fullmatch(name)
+    return None if match is None else match.groupdict().get("n") or ""
 
 
 def _interleave(heads: Callable[[ModelConfig], int]) -> Transform:
@@ -64,9 +101,40 @@ def _interleave(heads: Callable[[ModelConfig], int]) -> Transform:
         shape = weight.shape
         return weight.reshape(heads(config), 2, -1, *shape[1:]).transpose(1, 2).reshape(shape)
 
-    return Transform(undo, redo)
+    return each(undo, redo)
+
+
+def _rows_of_heads(config: ModelConfig) -> list[int]:
+    return [config.heads * config.head_size, config.kv_heads * config.head_size, config.kv_heads * config.head_size]
+
+
+def _join(parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
+    return torch.cat(list(parts))
+
+
+def _split_heads(file: Tensor, config: ModelConfig) -> Sequence[Tensor]:
+    queries, keys, values = file.reshape(config.heads, 3, config.head_size, *file.shape[1:]).unbind(1)
+    return [part.flatten(0, 1) for part in (queries, keys, values)]
+
+
+def _join_heads(parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
+    heads = [part.unflatten(0, (config.heads, config.head_size)) for part in parts]
+    return torch.stack(heads, dim=1).flatten(0, 2)
 
 
 # llama.cpp stores the rows of these two so that rotary pairs are neighbours; ours, like Hugging Face's, are halves.
 ROTARY_QUERY = _interleave(lambda config: config.heads)
 ROTARY_KEY = _interleave(lambda config: config.kv_heads)
+# A weight stored as [in, out], as GPT-2's is.
+TRANSPOSED = each(lambda file, config: file.T, lambda weight, config: weight.T)
+# Rows of queries, then of keys, then of values.
+QKV = Transform(lambda file, config: file.split(_rows_of_heads(config)), _join)
+QKV_TRANSPOSED = Transform(
+    lambda file, config: file.T.split(_rows_of_heads(config)), lambda parts, config: _join(parts, config).T
+)
+# Rows of queries, keys and values head by head.
+QKV_BY_HEAD = Transform(_split_heads, _join_heads)
+# Rows of two matrices of the same size.
+HALVES = Transform(lambda file, config: file.chunk(2), _join)
+# A gain that the file stores whole and the parameter as its difference from one.
+GAIN = each(lambda file, config: file - 1.0, lambda weight, config: weight + 1.0)

@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face's layout: read by memory map, audited both ways, written whole or not at all."""
+"""Checkpoints in Hugging Face's layout: read tensor by tensor, audited both ways, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from graftwood.errors import ModelError
-from graftwood.model.architecture import Architecture, for_model_type
+from graftwood.model.architecture import for_model_type
 from graftwood.model.decoder import Decoder
-from graftwood.model.rules import Rule
+from graftwood.model.rules import to_files as _to_files
+from graftwood.model.rules import to_parameters
+from graftwood.model.tensor_files import INDEX, SINGLE, file_tensors
 from graftwood.runtime import Place
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 SHARD_BYTES = 5_000_000_000
 
 
@@ -40,37 +39,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def shard_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint. Raises: ModelError naming missing shards, or saying what to convert."""
-    if (folder / INDEX).exists():
-        try:
-            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-            missing = [name for name in names if not (folder / name).exists()]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ModelError(f"{folder / INDEX} is no index of shards; fetch it again") from None
-        if missing:
-            raise ModelError(f"{folder} lacks {len(missing)} of {len(names)} shards: {', '.join(missing[:5])}")
-        return [folder / name for name in names]
-    if (folder / SINGLE).exists():
-        return [folder / SINGLE]
-    raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}; only safetensors weights are read")
-
-
-def file_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the checkpoint by its file name, memory-mapped, nothing copied.
-
-    Raises: ModelError for a truncated or damaged file.
-    """
-    with ExitStack() as stack:
-        for path in shard_files(folder):
-            try:
-                handle = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{path} is damaged or cut short ({error}); fetch it again") from None
-            for name in handle.keys():  # noqa: SIM118 - not a mapping
-                yield name, handle.get_tensor(name)
-
-
 def load_decoder(folder: Path, place: Place) -> Decoder:
     """A decoder with the folder's weights, every parameter frozen.
 
@@ -78,7 +46,8 @@ def load_decoder(folder: Path, place: Place) -> Decoder:
     Raises: ModelError listing every tensor that is missing, unexpected or of the wrong shape.
     """
     decoder = outline(folder)
-    fill(decoder, file_tensors(folder), decoder.architecture.rules, place, str(folder))
+    tensors, unpacked = file_tensors(folder), decoder.architecture.unpacked
+    fill(decoder, tensors if unpacked is None else unpacked(tensors), place, str(folder))
     return decoder
 
 
@@ -99,31 +68,26 @@ def outline(folder: Path) -> Decoder:
         return Decoder(architecture, config)
 
 
-def fill(
-    decoder: Decoder, tensors: Iterator[tuple[str, Tensor]], rules: tuple[Rule, ...], place: Place, source: str
-) -> None:
+def fill(decoder: Decoder, tensors: Iterator[tuple[str, Tensor]], place: Place, source: str) -> None:
     """Assign file tensors to the decoder's parameters and account for every one of both.
 
     Raises: ModelError with all problems at once.
     """
     wanted = dict(decoder.named_parameters())
     problems: list[str] = []
-    for name, tensor in tensors:
-        if name.endswith(decoder.architecture.ignored):
+    for file, tensor in tensors:
+        if file.endswith(decoder.architecture.ignored):
             continue
-        target, rule = _target(name, rules)
-        if target == f"{decoder.architecture.names.head}.weight" and decoder.config.tied_head:
-            continue
-        if target not in wanted:
-            problems.append(f"{name} is in the file, but the model has no place for it")
-            continue
-        if rule is not None and rule.transform is not None:
-            tensor = rule.transform.forward(tensor, decoder.config)
-        parameter = wanted.pop(target)
-        if tensor.shape != parameter.shape:
-            problems.append(f"{name} is {list(tensor.shape)}, the model needs {list(parameter.shape)}")
-            continue
-        _assign(decoder, target, tensor.to(place.device, place.dtype))
+        for name, value in _parameters(decoder, file, tensor, problems).items():
+            if decoder.config.tied_head and name == f"{decoder.architecture.names.head}.weight":
+                continue
+            if name not in wanted:
+                problems.append(f"{file} is in the file, but the model has no place for it")
+            elif value.shape != wanted[name].shape:
+                problems.append(f"{file} is {list(value.shape)}, the model needs {list(wanted.pop(name).shape)}")
+            else:
+                del wanted[name]
+                _assign(decoder, name, value.to(place.device, place.dtype))
     problems += [f"{name} is missing from the file" for name in wanted]
     if problems:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -131,23 +95,37 @@ def fill(
     decoder.compute_dtype = place.dtype
 
 
-def to_files(decoder: Decoder, architecture: Architecture | None = None) -> dict[str, Tensor]:
+def _parameters(decoder: Decoder, file: str, tensor: Tensor, problems: list[str]) -> dict[str, Tensor]:
+    """What a file tensor holds, by parameter; a shape that cannot be taken apart is a problem of its own."""
+    name = decoder.architecture.names.whole(file)
+    try:
+        found = to_parameters(name, tensor, decoder.architecture.rules, decoder.config)
+    except (RuntimeError, ValueError, IndexError):
+        problems.append(f"{file} is {list(tensor.shape)}, which the model's sizes do not divide")
+        return {}
+    return {name: tensor} if found is None else found
+
+
+def to_files(decoder: Decoder) -> dict[str, Tensor]:
     """The decoder's parameters under the names and values of its family's checkpoint files: the inverse of loading."""
-    architecture = architecture or decoder.architecture
-    files: dict[str, Tensor] = {}
-    for name, parameter in decoder.named_parameters():
-        if ".delta." in name or name.startswith(("prompt.", "prefix.")):
-            continue
-        tensor = parameter.detach()
-        for rule in architecture.rules:
-            target = rule.to_file(name)
-            if target is not None:
-                if rule.transform is not None:
-                    tensor = rule.transform.inverse(tensor, decoder.config)
-                name = target
-                break
-        files[name] = tensor.contiguous()
-    return files
+    parameters = {
+        name: parameter.detach()
+        for name, parameter in decoder.named_parameters()
+        if ".delta." not in name and not name.startswith(("prompt.", "prefix."))
+    }
+    files = _to_files(parameters, decoder.architecture.rules, decoder.config)
+    return {name: tensor.contiguous() for name, tensor in files.items()}
+
+
+def from_files(decoder: Decoder, files: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The decoder's parameters that `to_files` gave as these tensors. Raises: ModelError for shapes that do not fit."""
+    problems: list[str] = []
+    parameters: dict[str, Tensor] = {}
+    for file, tensor in files.items():
+        parameters |= _parameters(decoder, file, tensor, problems)
+    if problems:
+        raise ModelError("; ".join(problems))
+    return parameters
 
 
 def save_tensors(tensors: Mapping[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -181,21 +159,13 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hex SHA-256 over the configuration's sizes and every tensor's name, type, shape and bytes."""
+    """Hex SHA-256 over the configuration's sizes and options and every tensor's name, type, shape and bytes."""
     raw = read_config(folder)
-    digest = hashlib.sha256(repr(for_model_type(raw.get("model_type")).read(raw)).encode())
+    digest = hashlib.sha256(repr(for_model_type(raw.get("model_type")).read(raw).options()).encode())
     for name, tensor in sorted(file_tensors(folder)):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _target(name: str, rules: tuple[Rule, ...]) -> tuple[str, Rule | None]:
-    for rule in rules:
-        target = rule.to_parameter(name)
-        if target is not None:
-            return target, rule
-    return name, None
 
 
 def _assign(decoder: Decoder, path: str, tensor: Tensor) -> None:

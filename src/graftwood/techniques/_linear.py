@@ -70,8 +70,8 @@ def leaves(chosen: Mapping[str, object], among: Mapping[str, object]) -> list[st
 class LinearTechnique(Technique, ABC):
     """A technique that puts a delta of its own on each targeted linear.
 
-    `tensors` names the delta's tensors that go into the file, and how their names end there; the rest of `peft` pairs
-    PEFT's fields with options.
+    `tensors` names the delta's tensors that go into the file, and how their names end there. `peft` pairs PEFT's fields
+    with options; those of `peft_past` only mattered while training.
     """
 
     tensors: ClassVar[Mapping[str, str]]
@@ -81,8 +81,8 @@ class LinearTechnique(Technique, ABC):
     targets: Targets = (ALL_LINEAR,)
 
     @abstractmethod
-    def delta(self, path: str, linear: Linear, generator: torch.Generator) -> nn.Module:
-        """The delta of one linear."""
+    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
+        """A delta for each targeted linear, by path."""
 
     def problems(self, decoder: Decoder) -> list[str]:
         return unmatched(self.targets, decoder.linears(), ALL_LINEAR, f"linear of {decoder.architecture.name}")
@@ -94,9 +94,9 @@ class LinearTechnique(Technique, ABC):
     def apply(self, decoder: Decoder, seed: int) -> None:
         self.check(decoder)
         decoder.requires_grad_(False)
-        generator = torch.Generator().manual_seed(seed)
-        for path, linear in self.matches(decoder).items():
-            linear.delta = self.delta(path, linear, generator).train(linear.training)
+        linears = decoder.linears()
+        for path, delta in self.deltas(decoder, torch.Generator().manual_seed(seed)).items():
+            linears[path].delta = delta.train(linears[path].training)
 
     def files(self, decoder: Decoder) -> dict[str, Tensor]:
         return {

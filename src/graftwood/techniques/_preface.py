@@ -21,31 +21,26 @@ FILE = "prompt_embeddings"
 
 
 class Table(Preface):
-    """A row for each position. Shapes: rows [P, C]."""
+    """A row for each position, made by a network where there is one, and taken apart where attention wants it so.
 
-    def __init__(self, rows: Tensor) -> None:
+    Shapes: rows [P, ...], table [P, C]; split `(2 * layers, G, D)`.
+    """
+
+    def __init__(
+        self, rows: Tensor, network: nn.Module | None = None, split: tuple[int, int, int] | None = None
+    ) -> None:
         super().__init__()
-        self.tokens = len(rows)
+        self.tokens, self.split = len(rows), split
         self.rows = nn.Parameter(rows)
-
-    def table(self) -> Tensor:
-        """What a file holds, [P, C]."""
-        return self.rows
-
-    def forward(self) -> Tensor:
-        return self.table()
-
-
-class Encoded(Table):
-    """Rows that a network makes of shorter ones, for training alone: a file holds what it makes."""
-
-    def __init__(self, rows: Tensor, network: nn.Module) -> None:
-        super().__init__(rows)
         self.network = network
 
     def table(self) -> Tensor:
-        made: Tensor = self.network(self.rows)
-        return made
+        """What a file holds."""
+        return self.rows if self.network is None else self.network(self.rows)
+
+    def forward(self) -> Tensor:
+        table = self.table()
+        return table if self.split is None else table.unflatten(1, self.split).transpose(0, 1)
 
 
 class PrefaceTechnique(Technique, ABC):
@@ -60,13 +55,17 @@ class PrefaceTechnique(Technique, ABC):
 
     tokens: Annotated[int, Field(ge=1, description="positions before every text")] = 20
 
+    @property
+    def positions(self) -> int:
+        return self.tokens
+
     @abstractmethod
     def begin(self, decoder: Decoder, seed: int) -> Table:
         """What trains, as it starts."""
 
-    def given(self, decoder: Decoder, rows: Tensor) -> Table:
-        """What stands there where the table itself is known."""
-        return Table(rows)
+    def split(self, decoder: Decoder) -> tuple[int, int, int] | None:
+        """How a row is taken apart, if it is."""
+        return None
 
     def shape(self, decoder: Decoder) -> tuple[int, int]:
         """Key/value groups and channels as PEFT counts them: `num_attention_heads` and `token_dim`."""
@@ -90,7 +89,7 @@ class PrefaceTechnique(Technique, ABC):
 
     def load(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
         # The network that made the table is not in the file, so what is loaded is the table.
-        table = self.given(decoder, torch.zeros_like(self.files(decoder)[FILE]))
+        table = Table(torch.zeros_like(self.files(decoder)[FILE]), split=self.split(decoder))
         copy_tensors({FILE: table.rows}, tensors, "the adapter")
         setattr(decoder, self.seam, table.train(decoder.training))
 

@@ -20,12 +20,12 @@ from graftwood.techniques.lora import LoRA, LoRADelta
 class DoRADelta(LoRADelta):
     """The update of one linear. Shapes: magnitude [out]."""
 
+    squares: Tensor
+
     def __init__(self, linear: Linear, rank: int, scale: float, dropout: float, generator: torch.Generator) -> None:
         super().__init__(linear, rank, scale, dropout, generator)
         self.register_buffer("squares", linear.weight.float().square().sum(1), persistent=False)
         self.magnitude = nn.Parameter(self.squares.sqrt())
-
-    squares: Tensor
 
     @torch.no_grad()
     def lengths(self, linear: Linear) -> Tensor:
@@ -71,8 +71,11 @@ class DoRA(LoRA):
         refused = ["start=pissa is LoRA's alone; leave it out or take --technique lora"] if self.start != "zero" else []
         return super().problems(decoder) + refused
 
-    def delta(self, path: str, linear: Linear, generator: torch.Generator) -> nn.Module:
-        return DoRADelta(linear, *self.scale_of(path), self.dropout, generator)
+    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
+        return {
+            path: DoRADelta(linear, *self.scale_of(path), self.dropout, generator)
+            for path, linear in self.matches(decoder).items()
+        }
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         return super().describe(decoder) | {"use_dora": True}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from graftwood.errors import nearest
 from graftwood.model.decoder import Decoder
-from graftwood.model.weights import to_files
+from graftwood.model.weights import from_files, to_files
 from graftwood.technique import Technique, copy_tensors
 from graftwood.techniques._linear import listed, names
 
@@ -106,8 +106,7 @@ class Freeze(Technique):
         return to_files(decoder)
 
     def load(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
-        assert not any(rule.transform for rule in decoder.architecture.rules), "to_files gives copies here, not places"
-        copy_tensors(to_files(decoder), tensors, "the saved model")
+        copy_tensors(dict(decoder.named_parameters()), from_files(decoder, tensors), "the saved model")
 
     def merge(self, decoder: Decoder) -> None:
         decoder.requires_grad_(False)

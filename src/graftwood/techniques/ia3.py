@@ -47,7 +47,7 @@ class IA3Delta(nn.Module):
 
 
 class IA3(LinearTechnique):
-    """Element-wise scales; by default on keys, values and the last linear of each block."""
+    """Element-wise scales; by default on keys, values and what brings each feed-forward back."""
 
     name: ClassVar[str] = "ia3"
     title: ClassVar[str] = "IA3"
@@ -69,7 +69,7 @@ class IA3(LinearTechnique):
     def matches(self, decoder: Decoder) -> dict[str, Linear]:
         linears = decoder.linears()
         if self.targets == (DEFAULT,):
-            last = _last_of_blocks(decoder)
+            last = _outward(decoder)
             return {p: m for p, m in linears.items() if p in last or p.endswith(("k_proj", "v_proj"))}
         return matched(self.targets, linears, ALL_LINEAR)
 
@@ -77,7 +77,7 @@ class IA3(LinearTechnique):
         """Those of the targets whose inputs are scaled."""
         chosen = self.matches(decoder)
         if self.inputs == (DEFAULT,):
-            last = _last_of_blocks(decoder)
+            last = _outward(decoder)
             return {path: linear for path, linear in chosen.items() if path in last}
         return matched(self.inputs, chosen, ALL_LINEAR)
 
@@ -87,15 +87,9 @@ class IA3(LinearTechnique):
         inputs = () if self.inputs == (DEFAULT,) else self.inputs
         return found + unmatched(inputs, self.matches(decoder), ALL_LINEAR, "targeted linear")
 
-    def apply(self, decoder: Decoder, seed: int) -> None:
-        self.check(decoder)
-        decoder.requires_grad_(False)
+    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
         inner = self.scaled_inputs(decoder)
-        for path, linear in self.matches(decoder).items():
-            linear.delta = IA3Delta(linear, path in inner).train(linear.training)
-
-    def delta(self, path: str, linear: Linear, generator: torch.Generator) -> nn.Module:
-        raise AssertionError("apply makes the deltas: which side is scaled depends on all of the decoder")
+        return {path: IA3Delta(linear, path in inner) for path, linear in self.matches(decoder).items()}
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         linears = decoder.linears()
@@ -107,10 +101,12 @@ class IA3(LinearTechnique):
         }
 
 
-def _last_of_blocks(decoder: Decoder) -> set[str]:
-    """The last linear of each block: what brings the feed-forward back."""
-    last: dict[str, str] = {}
-    start = len(decoder.architecture.names.blocks) + 1
-    for path in decoder.linears():
-        last[path[start:].partition(".")[0]] = path
-    return set(last.values())
+def _outward(decoder: Decoder) -> set[str]:
+    """The linears that bring each feed-forward back: those called as its last one is, one for each expert."""
+    paths = {id(linear): path for path, linear in decoder.linears().items()}
+    found = set()
+    for _, _, feed_forward in decoder.sublayers():
+        own = [paths[id(part)] for part in feed_forward.modules() if id(part) in paths]
+        leaf = own[-1].rpartition(".")[2]
+        found |= {path for path in own if path.rpartition(".")[2] == leaf}
+    return found

@@ -176,11 +176,14 @@ class LoRA(LinearTechnique):
             found.append(f"rank_pattern and alpha_pattern name no targeted linear with {', '.join(map(repr, unused))}")
         return found
 
-    def delta(self, path: str, linear: Linear, generator: torch.Generator) -> nn.Module:
-        delta = LoRADelta(linear, *self.scale_of(path), self.dropout, generator)
-        if self.start == "pissa":
-            delta.start_principal(linear)
-        return delta
+    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
+        made: dict[str, nn.Module] = {}
+        for path, linear in self.matches(decoder).items():
+            delta = LoRADelta(linear, *self.scale_of(path), self.dropout, generator)
+            if self.start == "pissa":
+                delta.start_principal(linear)
+            made[path] = delta
+        return made
 
     def rates(self, decoder: Decoder) -> dict[str, float]:
         return {name: self.b_rate for name in decoder.trained() if name.endswith("lora_B") and self.b_rate != 1}

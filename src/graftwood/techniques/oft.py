@@ -36,7 +36,10 @@ class OFTDelta(nn.Module):
         self.register_buffer("columns", columns, persistent=False)
 
     def rotations(self) -> Tensor:
-        """`(I + Q)(I - Q)^-1` of each block's skew Q, exact or by the first terms of its series; [K, S, S]."""
+        """Cayley's transform of each block's skew Q, [K, S, S].
+
+        As in PEFT: the first terms of the series of `(I + Q)(I - Q)^-1`, or exactly `(I - Q)(I + Q)^-1`.
+        """
         blocks = len(self.oft_R)
         upper = self.oft_R.new_zeros(blocks, self.size, self.size)
         upper[:, self.rows, self.columns] = self.oft_R
@@ -95,9 +98,12 @@ class OFT(LinearTechnique):
     ] = "series"
     terms: Annotated[int, Field(ge=4, description="terms of the series")] = 5
 
-    def delta(self, path: str, linear: Linear, generator: torch.Generator) -> nn.Module:
-        size = fitting(linear.weight.shape[1], self.block)
-        return OFTDelta(linear, size, self.terms if self.cayley == "series" else None)
+    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
+        terms = self.terms if self.cayley == "series" else None
+        return {
+            path: OFTDelta(linear, fitting(linear.weight.shape[1], self.block), terms)
+            for path, linear in self.matches(decoder).items()
+        }
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         fixed = {"r": 0, "use_cayley_neumann": self.cayley == "series", "bias": "none", "module_dropout": 0.0}

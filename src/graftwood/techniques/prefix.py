@@ -14,27 +14,7 @@ from torch import Tensor, nn
 
 from graftwood.model.decoder import Decoder
 from graftwood.runtime import seeded
-from graftwood.techniques._preface import Encoded, PrefaceTechnique, Table
-
-
-class _Split(Table):
-    """Rows of all layers' keys and values as attention takes them, [2L, P, G, D]."""
-
-    def __init__(self, rows: Tensor, decoder: Decoder) -> None:
-        super().__init__(rows)
-        self.split = _parts(decoder)
-
-    def forward(self) -> Tensor:
-        return self.table().unflatten(1, self.split).transpose(0, 1)
-
-
-class _EncodedSplit(Encoded):
-    def __init__(self, rows: Tensor, network: nn.Module, decoder: Decoder) -> None:
-        super().__init__(rows, network)
-        self.split = _parts(decoder)
-
-    def forward(self) -> Tensor:
-        return self.table().unflatten(1, self.split).transpose(0, 1)
+from graftwood.techniques._preface import PrefaceTechnique, Table
 
 
 class Prefix(PrefaceTechnique):
@@ -60,19 +40,19 @@ class Prefix(PrefaceTechnique):
 
     def begin(self, decoder: Decoder, seed: int) -> Table:
         generator = torch.Generator().manual_seed(seed)
-        channels = self.shape(decoder)[1]
+        channels, split = self.shape(decoder)[1], self.split(decoder)
         width = 2 * decoder.config.layers * channels
         if self.hidden:
             with seeded(seed):
                 layers = nn.Linear(channels, self.hidden), nn.Tanh(), nn.Linear(self.hidden, width)
-                return _EncodedSplit(torch.randn(self.tokens, channels), nn.Sequential(*layers), decoder)
+                return Table(torch.randn(self.tokens, channels), nn.Sequential(*layers), split)
         if self.start == "random":
-            return _Split(torch.randn(self.tokens, width, generator=generator), decoder)
+            return Table(torch.randn(self.tokens, width, generator=generator), split=split)
         ids = torch.randint(decoder.config.vocab_size, (1, self.tokens), generator=generator)
-        return _Split(_states(decoder, ids), decoder)
+        return Table(states_of(decoder, ids), split=split)
 
-    def given(self, decoder: Decoder, rows: Tensor) -> Table:
-        return _Split(rows, decoder)
+    def split(self, decoder: Decoder) -> tuple[int, int, int]:
+        return 2 * decoder.config.layers, decoder.config.kv_heads, decoder.config.head_size
 
     def shape(self, decoder: Decoder) -> tuple[int, int]:
         return decoder.config.kv_heads, decoder.config.kv_heads * decoder.config.head_size
@@ -82,12 +62,8 @@ class Prefix(PrefaceTechnique):
         return super().describe(decoder) | {"prefix_projection": False, "encoder_hidden_size": self.shape(decoder)[1]}
 
 
-def _parts(decoder: Decoder) -> tuple[int, int, int]:
-    return 2 * decoder.config.layers, decoder.config.kv_heads, decoder.config.head_size
-
-
 @torch.no_grad()
-def _states(decoder: Decoder, ids: Tensor) -> Tensor:
+def states_of(decoder: Decoder, ids: Tensor) -> Tensor:
     """What the base's own attention keeps of these tokens: a prefix that acts as they would, [P, 2L * G * D]."""
     with decoder.without_deltas():
         cache = decoder.new_cache(rows=1, capacity=ids.shape[1])

@@ -40,14 +40,13 @@ class Prompt(PrefaceTechnique):
 
     def begin(self, decoder: Decoder, seed: int) -> Table:
         generator = torch.Generator().manual_seed(seed)
-        embedding = decoder.embedding.weight.detach()
         if self.text_ids:
             ids = torch.tensor([self.text_ids[place % len(self.text_ids)] for place in range(self.tokens)])
         elif self.start == "vocabulary":
-            ids = torch.randint(len(embedding), (self.tokens,), generator=generator)
+            ids = torch.randint(decoder.config.vocab_size, (self.tokens,), generator=generator)
         else:
-            return Table(torch.empty(self.tokens, embedding.shape[1]).uniform_(-0.5, 0.5, generator=generator))
-        return Table(embedding[ids.to(embedding.device)].float())
+            return Table(torch.empty(self.tokens, decoder.config.hidden_size).uniform_(-0.5, 0.5, generator=generator))
+        return Table(decoder.embedded(ids.to(decoder.device)).detach().float().clone())
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         # How it started is no matter to who opens it, and for a text PEFT would ask for a tokenizer.

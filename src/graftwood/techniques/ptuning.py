@@ -13,7 +13,7 @@ from torch import nn
 
 from graftwood.model.decoder import Decoder
 from graftwood.runtime import seeded
-from graftwood.techniques._preface import Encoded, PrefaceTechnique, Table
+from graftwood.techniques._preface import PrefaceTechnique, Table
 
 
 class PTuning(PrefaceTechnique):
@@ -46,7 +46,7 @@ class PTuning(PrefaceTechnique):
                 nn.ReLU(),
                 nn.Linear(inner, channels),
             )
-            return Encoded(torch.randn(self.tokens, channels), encoder)
+            return Table(torch.randn(self.tokens, channels), encoder)
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         inner = self.hidden or decoder.config.hidden_size

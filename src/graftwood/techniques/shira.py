@@ -72,8 +72,11 @@ class SHiRA(LinearTechnique):
             found.append(f"rank {self.rank} asks for more entries than {over[0]}{more} have; lower --rank")
         return found
 
-    def delta(self, path: str, linear: Linear, generator: torch.Generator) -> nn.Module:
-        return SHiRADelta(linear, self.rank * sum(linear.weight.shape), generator)
+    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
+        return {
+            path: SHiRADelta(linear, self.rank * sum(linear.weight.shape), generator)
+            for path, linear in self.matches(decoder).items()
+        }
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         return super().describe(decoder) | {"mask_type": "random", "random_seed": None, "fan_in_fan_out": False}

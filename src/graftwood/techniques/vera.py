@@ -80,18 +80,12 @@ class VeRA(LinearTechnique):
     dropout: Annotated[float, Field(ge=0, lt=1, description="dropout on the input while training")] = 0.0
     projection_seed: Annotated[int, Field(ge=0, description="seed of A and B")] = 0
 
-    def apply(self, decoder: Decoder, seed: int) -> None:
-        self.check(decoder)
-        decoder.requires_grad_(False)
+    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
         chosen = self.matches(decoder)
         outputs, inputs = (max(linear.weight.shape[side] for linear in chosen.values()) for side in (0, 1))
         generator = torch.Generator().manual_seed(self.projection_seed)
         a, b = (_uniform(shape, generator).to(decoder.device) for shape in ((self.rank, inputs), (outputs, self.rank)))
-        for linear in chosen.values():
-            linear.delta = VeRADelta(linear, a, b, self.start, self.dropout).train(linear.training)
-
-    def delta(self, path: str, linear: Linear, generator: torch.Generator) -> nn.Module:
-        raise AssertionError("apply makes the deltas: all of them share two matrices")
+        return {path: VeRADelta(linear, a, b, self.start, self.dropout) for path, linear in chosen.items()}
 
     def files(self, decoder: Decoder) -> dict[str, Tensor]:
         some = next(linear.delta for linear in decoder.linears().values() if linear.delta is not None)

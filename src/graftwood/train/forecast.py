@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from graftwood.data.batch import Order, pack, split_by_tokens
-from graftwood.data.encode import Example
+from graftwood.data.batch import Order, Rows
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.runtime import peak_memory_bytes
-from graftwood.train.loop import Plan
+from graftwood.train.loop import Plan, optimiser_for
 from graftwood.train.loss import summed_loss, token_losses
 
 
@@ -34,45 +33,41 @@ class Forecast:
         return self.train_seconds + self.valid_seconds
 
 
-def forecast(decoder: Decoder, train: Sequence[Example], valid: Sequence[Example], plan: Plan) -> Forecast:
-    """Time the fullest micro-batch forward and backward, forward alone on validation rows, and scale up.
+def forecast(decoder: Decoder, train: Rows, valid: Rows, plan: Plan) -> Forecast:
+    """Time the fullest micro-batch forward and backward, an optimiser's step, forward alone, and scale up.
 
-    The optimiser's state and its step are added by count: two float32 moments and a gradient for each trained number.
-    Leaves parameters and gradients as they were.
+    The optimiser steps at a rate of zero, so parameters stay as they were, and gradients are dropped again.
     """
     order = Order(len(train), plan.batch, plan.epochs, plan.seed)
-    tokens = round(sum(len(example.ids) for example in train) * order.steps / order.steps_per_epoch)
-    longest = sorted(train, key=lambda e: -len(e.ids))[: 4 * plan.batch]
-    groups = [group[: plan.batch] for group in split_by_tokens(longest, plan.token_budget)]
-    sample = pack(max(groups, key=lambda group: sum(len(e.ids) for e in group))).to(decoder.device)
-    trained = decoder.trained()
+    tokens = round(int(train.sizes.sum()) * order.steps / order.steps_per_epoch)
+    longest = np.argsort(-train.sizes, kind="stable")[: plan.batch].tolist()
+    sample = max(train.packs(longest, plan.token_budget), key=lambda packed: packed.tokens).to(decoder.device)
+    optimiser = optimiser_for(decoder, plan)
 
     decoder.train()
-    for repeat in range(2):  # the first touches the weights' pages, the second is what a step costs
+    for _ in range(2):  # the first touches the weights' pages, the second is what a step costs
+        optimiser.forget()
         started = time.perf_counter()
-        (summed_loss(decoder, sample) / max(1, len(sample.targets))).backward()
-        took = time.perf_counter() - started
-        if repeat == 0:
-            for parameter in trained.values():
-                parameter.grad = None
-    speed = sample.tokens / took
-    peak = peak_memory_bytes()
-    for parameter in trained.values():
-        parameter.grad = None
+        (summed_loss(decoder, sample, plan.z_loss) / max(1, len(sample.targets))).backward()
+        passed = time.perf_counter()
+        optimiser.step(0.0)
+        stepped = time.perf_counter()
+    optimiser.forget()
+    memory = peak_memory_bytes()
     decoder.eval()
-    started = time.perf_counter()
     with torch.no_grad():
+        begun = time.perf_counter()
         token_losses(decoder, sample)
-    forward_speed = sample.tokens / (time.perf_counter() - started)
+        forward_speed = sample.tokens / (time.perf_counter() - begun)
 
-    valid_tokens = sum(len(example.ids) for example in valid) * (plan.evaluations + 1)
-    moments = 2 * 4 * count_parameters(trained.values())
+    train_seconds = tokens * (passed - started) / sample.tokens + order.steps * (stepped - passed)
+    valid_tokens = int(valid.sizes.sum()) * (plan.evaluations + 1)
     return Forecast(
         steps=order.steps,
         tokens=tokens,
-        trained_parameters=count_parameters(trained.values()),
-        train_seconds=tokens / speed,
+        trained_parameters=count_parameters(decoder.trained().values()),
+        train_seconds=train_seconds,
         valid_seconds=valid_tokens / forward_speed,
-        memory_bytes=peak + moments,
-        tokens_per_second=speed,
+        memory_bytes=memory,
+        tokens_per_second=tokens / train_seconds,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -12,13 +13,12 @@ from pathlib import Path
 import torch
 
 from graftwood.checkpoint import Saved, load_step, save_step, step_folders
-from graftwood.data.batch import Order, Packed, pack, packs, split_by_tokens
-from graftwood.data.encode import Example
+from graftwood.data.batch import Order, Packed, Rows
 from graftwood.errors import ConfigError, GraftError
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.runtime import seeded
 from graftwood.train.loss import summed_loss, token_losses
-from graftwood.train.optim import adamw, optimiser_tensors, restore_optimiser, schedule
+from graftwood.train.optim import Optimiser, OptimiserName, schedule
 
 
 class NonFiniteLossError(GraftError):
@@ -27,7 +27,11 @@ class NonFiniteLossError(GraftError):
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run trains. `batch` counts rows a step, `token_budget` tokens alive at once, `patience` evaluations."""
+    """How a run trains. `batch` counts rows a step, `token_budget` tokens alive at once, `patience` evaluations.
+
+    `warmup_share` and `decay_share` are of the steps: the rate rises, stays, and falls to zero; averages
+    of the weights have a half-life in steps, 0 for none; `save_steps` 0 leaves checkpoints to time and evaluations.
+    """
 
     learning_rate: float
     weight_decay: float
@@ -40,6 +44,12 @@ class Plan:
     evaluations: int
     patience: int
     save_seconds: float
+    save_steps: int = 0
+    decay_share: float = 1.0
+    optimiser: OptimiserName = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    z_loss: float = 0.0
+    average_half_life: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,8 +101,8 @@ class Trainer:
     def __init__(
         self,
         decoder: Decoder,
-        train: Sequence[Example],
-        valid: Sequence[Example],
+        train: Rows,
+        valid: Rows,
         plan: Plan,
         folder: Path,
         gauge: Callable[[], float] | None = None,
@@ -100,16 +110,16 @@ class Trainer:
         stage: Callable[[float], Collection[str] | None] | None = None,
     ) -> None:
         self.decoder = decoder
-        self.examples = train
+        self.train = train
         self.plan = plan
         self.folder = folder
         self.order = Order(len(train), plan.batch, plan.epochs, plan.seed)
         self.trained = decoder.trained()
-        self.optimiser = adamw(self.trained, plan.learning_rate, plan.weight_decay, rates)
+        self.optimiser = optimiser_for(decoder, plan, rates)
         self.progress = Progress()
         self.stop = False
-        self._valid_examples = valid
-        self._valid = [packed.to(decoder.device) for packed in packs(valid, plan.token_budget)]
+        self._valid_rows = valid
+        self._valid = [packed.to(decoder.device) for packed in valid.packs(range(len(valid)), plan.token_budget)]
         self._gauge = gauge
         self._stage = stage
         self._every = max(1, math.ceil(self.order.steps / plan.evaluations))
@@ -130,7 +140,7 @@ class Trainer:
                 self._end_if_due(last)
             # A step is saved once, after all that happened in it was given out: what was logged up to a saved step is
             # all there is to log up to it.
-            if evaluated or self.stop or time.monotonic() - self._saved_at > self.plan.save_seconds:
+            if evaluated or self.stop or self._save_is_due():
                 self.save()
             if self.stop:
                 break
@@ -141,30 +151,27 @@ class Trainer:
         """One optimiser step: the summed loss of all micro-batches divided once by the tokens that count."""
         started = time.perf_counter()
         rows = self.order.batch_rows(self.progress.step)
-        groups = split_by_tokens([self.examples[row] for row in rows], self.plan.token_budget)
-        packed = [pack(group).to(self.decoder.device) for group in groups]
+        packed = [part.to(self.decoder.device) for part in self.train.packs(rows, self.plan.token_budget)]
         counted = sum(len(part.targets) for part in packed)
 
-        rate = self.plan.learning_rate * schedule(self.progress.step, self.order.steps, self._warmup())
+        rate = self._rate()
         loss = 0.0
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.forget()
         self._open_stage()
         with seeded(self.plan.seed * 1_000_003 + self.progress.step):  # dropout, too, is a function of seed and step
             for part in packed:
-                part_loss = summed_loss(self.decoder, part) / counted
+                part_loss = summed_loss(self.decoder, part, self.plan.z_loss) / counted
                 part_loss.backward()
                 loss += part_loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.plan.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimiser.forget()
             raise NonFiniteLossError(
                 f"step {self.progress.step + 1}: loss {loss}, gradient norm {norm}, from "
-                f"{self._culprits(self.examples[row] for row in rows)}; the parameters are as they were before this "
-                "step; mend these rows and go on with --resume, or start again with a lower --lr"
+                f"{self._culprits(self.train, rows)}; the parameters are as they were before this step; mend these "
+                "rows and go on with --resume, or start again with a lower --lr"
             )
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["share"]
-        self.optimiser.step()
+        self.optimiser.step(rate)
 
         tokens, seconds = sum(part.tokens for part in packed), time.perf_counter() - started
         self.progress = replace(
@@ -183,14 +190,15 @@ class Trainer:
         Raises: NonFiniteLossError naming the rows whose loss is not a number.
         """
         self.decoder.eval()
-        valid = mean_loss(self.decoder, self._valid)
+        with self.optimiser.averaged():
+            valid = mean_loss(self.decoder, self._valid)
+            drift = self._gauge() if self._gauge is not None else None
         if valid is not None and not math.isfinite(valid):
+            culprits = self._culprits(self._valid_rows, range(len(self._valid_rows)))
             raise NonFiniteLossError(
-                f"after step {self.progress.step}: validation loss {valid}, from "
-                f"{self._culprits(self._valid_examples)}; mend these rows and go on with --resume, or start again "
-                "with a lower --lr"
+                f"after step {self.progress.step}: validation loss {valid}, from {culprits}; mend these rows and go on "
+                "with --resume, or start again with a lower --lr"
             )
-        drift = self._gauge() if self._gauge is not None else None
         self.decoder.train()
         before = self.progress
         best = valid is None or before.best_loss is None or valid < before.best_loss
@@ -208,7 +216,7 @@ class Trainer:
         target = self.folder / f"step-{self.progress.step:06d}"
         state = {"progress": asdict(self.progress), "plan": asdict(self.plan)}
         trained = {name: parameter.detach() for name, parameter in self.trained.items()}
-        save_step(target, Saved(trained, optimiser_tensors(self.optimiser, self.trained), state))
+        save_step(target, Saved(trained, self.optimiser.tensors(), state))
         self._saved_at = time.monotonic()
         keep = {target.name, f"step-{self.progress.best_step:06d}"}
         for old in [*step_folders(self.folder), *self.folder.glob(".step-*")]:
@@ -224,7 +232,7 @@ class Trainer:
         if not folders:
             return False
         saved = load_step(folders[-1])
-        there, here = saved.state["plan"], asdict(self.plan)
+        there, here = saved.state["plan"], json.loads(json.dumps(asdict(self.plan)))
         odd = [
             f"{name} {there.get(name)} there, {value} here" for name, value in here.items() if there.get(name) != value
         ]
@@ -238,14 +246,17 @@ class Trainer:
                 f"{folders[-1]} is of another run: {'; '.join(odd)}; give what was given there, or another folder"
             )
         self._put(saved)
-        restore_optimiser(self.optimiser, self.trained, saved.optimiser)
+        self.optimiser.restore(saved.optimiser)
         self.progress = Progress(**saved.state["progress"])
         return True
 
     def restore_best(self) -> None:
-        """Put the parameters of the best evaluation back into the decoder."""
+        """Put the parameters of the best evaluation back into the decoder, averaged where that is what was measured."""
         if self.progress.best_step != self.progress.step:
-            self._put(load_step(self.folder / f"step-{self.progress.best_step:06d}"))
+            saved = load_step(self.folder / f"step-{self.progress.best_step:06d}")
+            self._put(saved)
+            self.optimiser.restore(saved.optimiser)
+        self.optimiser.swap()
 
     def _put(self, saved: Saved) -> None:
         with torch.no_grad():
@@ -267,17 +278,31 @@ class Trainer:
         for name, parameter in self.trained.items():
             parameter.requires_grad_(names is None or name in names)
 
-    def _warmup(self) -> int:
-        return max(1, round(self.plan.warmup_share * self.order.steps))
+    def _save_is_due(self) -> bool:
+        every = self.plan.save_steps
+        by_step = every > 0 and self.progress.step % every == 0
+        return by_step or time.monotonic() - self._saved_at > self.plan.save_seconds
 
-    def _culprits(self, examples: Iterable[Example]) -> str:
+    def _rate(self) -> float:
+        steps = self.order.steps
+        warmup, decay = max(1, round(self.plan.warmup_share * steps)), round(self.plan.decay_share * steps)
+        return self.plan.learning_rate * schedule(self.progress.step, steps, warmup, decay)
+
+    def _culprits(self, source: Rows, rows: Iterable[int]) -> str:
         odd = []
-        for example in examples:
-            losses = token_losses(self.decoder, pack([example]).to(self.decoder.device))
-            if not torch.isfinite(losses).all():
-                odd.append(f"{example.row.file}:{example.row.line}")
+        for row in rows:
+            (part,) = source.packs([row], self.plan.token_budget)
+            if not torch.isfinite(token_losses(self.decoder, part.to(self.decoder.device))).all():
+                odd.append(source.place(row))
         more = f" and {len(odd) - 10} more" if len(odd) > 10 else ""
         return f"rows {', '.join(odd[:10])}{more}" if odd else "no single row (the gradient overflowed)"
+
+
+def optimiser_for(decoder: Decoder, plan: Plan, rates: Mapping[str, float] | None = None) -> Optimiser:
+    """The plan's optimiser over what the decoder trains."""
+    matrices = [f"{path}.weight" for path in decoder.linears()]
+    half_life = plan.average_half_life
+    return Optimiser(decoder.trained(), matrices, plan.optimiser, plan.weight_decay, plan.betas, half_life, rates)
 
 
 def mean_loss(decoder: Decoder, parts: Sequence[Packed]) -> float | None:

@@ -25,14 +25,41 @@ _LLAMA3 = (
     ),
     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
 )
+_QWEN2 = (
+    pre_tokenizers.Split(
+        Regex(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+            r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+        "isolated",
+    ),
+    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+)
+_GPT4O = (
+    pre_tokenizers.Split(
+        Regex(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+            r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+            r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+        "isolated",
+    ),
+    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+)
 _PRE: dict[str, Sequence[Any]] = {
     "gpt-2": _GPT2,
     "smollm": _SMOLLM,
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
+    "qwen2": _QWEN2,
+    "gpt-4o": _GPT4O,
+    "olmo": _GPT2,
+    "dbrx": _LLAMA3,
 }
 
 _CONTROL, _USER_DEFINED = 3, 4
+_SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_GPT2_END = "<|endoftext|>"
 
 
 class BPETokenizer:
@@ -59,6 +86,8 @@ class BPETokenizer:
         self.bos = bos
         self.begins = begins
         self.pad = pad
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        self.unknown = tokenizer.token_to_id(unknown) if unknown else None
         self.specials = {
             token.content: index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
         }
@@ -88,18 +117,21 @@ class BPETokenizer:
 
 
 def from_folder(folder: Path) -> BPETokenizer:
-    """The tokenizer of a model folder: `tokenizer.json`, with ids of end and begin from the files beside it.
+    """The tokenizer of a model folder: `tokenizer.json`, or else GPT-2's `vocab.json` and `merges.txt`.
 
-    Raises: ModelError when the file is missing or cannot be read.
+    Ids of end and begin come from the files beside it. Raises: ModelError when a file is missing or cannot be read.
     """
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise ModelError(f"{folder} has no tokenizer.json; save the tokenizer with transformers' fast tokenizer first")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"{path} cannot be read: {error}") from None
     settings = _json(folder / "tokenizer_config.json")
+    whole, parts = folder / "tokenizer.json", [folder / "vocab.json", folder / "merges.txt"]
+    if not whole.exists() and not all(part.exists() for part in parts):
+        raise ModelError(
+            f"{folder} has no tokenizer.json, nor vocab.json with merges.txt; "
+            "save the tokenizer with transformers' fast tokenizer first"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(whole)) if whole.exists() else _byte_level(folder, settings)
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"{whole if whole.exists() else parts[0]} cannot be read: {error}") from None
     generation = _json(folder / "generation_config.json")
     model = _json(folder / "config.json")
 
@@ -119,6 +151,26 @@ def from_folder(folder: Path) -> BPETokenizer:
     if begins is None:
         begins = tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos]
     return BPETokenizer(tokenizer, eos, bos, named("pad"), bool(begins))
+
+
+def _byte_level(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """GPT-2's tokenizer from its two files, with the special tokens that lie beside them."""
+    merges = [
+        tuple(line.split(" "))
+        for line in (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#version")
+    ]
+    tokenizer = Tokenizer(models.BPE(vocab=_json(folder / "vocab.json"), merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space", False)))
+    tokenizer.decoder = decoders.ByteLevel()
+    added = sorted(_json(folder / "added_tokens.json").items(), key=lambda item: item[1])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token, _ in added])
+    named = {**_json(folder / "special_tokens_map.json"), **settings}
+    contents = [value.get("content") if isinstance(value, dict) else value for value in map(named.get, _SPECIALS)]
+    # Files of GPT-2's own time name none: its code knew the one there is.
+    specials = [token for token in contents if isinstance(token, str)] or [_GPT2_END]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    return tokenizer
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:

@@ -1,0 +1,160 @@
+"""A trainer driven to its end: what a person sees meanwhile, the log that resuming keeps right, Ctrl-C, the curve."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from graftwood.checkpoint import step_folders
+from graftwood.config import read_config
+from graftwood.errors import ConfigError, StorageError
+from graftwood.evals.card import Cost, CurvePoint
+from graftwood.evals.picture import png
+from graftwood.evals.svg import curve_svg
+from graftwood.files import atomic_write, storage
+from graftwood.progress import Display
+from graftwood.runtime import machine, peak_memory_bytes
+from graftwood.train.loop import Evaluated, Stepped, Trainer
+
+_FREE = ("out", "device")  # what a resumed run may change
+
+
+def run_folder(out: str | None, data: str, resume: bool) -> Path:
+    """Where a run goes. Raises: ConfigError when the folder holds a run and resuming was not asked for."""
+    folder = Path(out) if out else Path("runs") / Path(data).name.removesuffix(".jsonl")
+    used = (folder / "metrics.jsonl").exists() or bool(step_folders(folder / "checkpoints"))
+    if used and not resume:
+        raise ConfigError(f"{folder} already holds a run; go on with --resume, or give another folder with --out")
+    if resume and not used:
+        raise ConfigError(f"there is nothing to resume in {folder}; run without --resume, or name it with --out")
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder} is a file; give a folder with --out")
+    return folder
+
+
+def check_same(config: BaseModel, file: Path) -> None:
+    """Raises: ConfigError when the run that is to go on was begun with other options."""
+    if not file.exists():
+        return
+    there, here = read_config(type(config), file, {}).model_dump(), config.model_dump()
+    odd = [
+        f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key] and key not in _FREE
+    ]
+    if odd:
+        raise ConfigError(f"{file} is of another run: {'; '.join(odd)}; resume with its options, or give another --out")
+
+
+def drive(
+    trainer: Trainer,
+    out: Path,
+    display: Display,
+    resume: bool,
+    remark: Callable[[Evaluated], dict[str, Any]] = lambda event: {},
+) -> tuple[CurvePoint, ...]:
+    """Train, keeping `metrics.jsonl` and the curve in `out`; `remark` adds to what is logged of an evaluation."""
+    resumed = resume and trainer.resume()
+    if resumed:
+        display.say(f"resumed at step {trainer.progress.step} of {trainer.order.steps}")
+    log = out / "metrics.jsonl"
+    with storage(f"write {log}"):
+        lines = _up_to(log, trainer.progress.step) if resumed else []
+        atomic_write(log, "".join(lines))
+        with log.open("a", encoding="utf-8", buffering=1) as handle, _interruptible(trainer, display):
+            with display.training(trainer.order.steps, trainer.progress.step) as line:
+                for event in trainer.run():
+                    line.show(event)
+                    more = remark(event) if isinstance(event, Evaluated) else {}
+                    handle.write(json.dumps(_logged(event, trainer) | more) + "\n")
+    curve = _curve(log)
+    picture = curve_svg(curve, trainer.progress.best_step)
+    with storage(f"write the curve into {out}"):
+        atomic_write(out / "curve.svg", picture)
+        png(picture, out / "curve.png", 900)
+    display.say(f"training ended at step {trainer.progress.step}: {trainer.progress.ended or 'stopped by you'}")
+    return curve
+
+
+def _logged(event: Stepped | Evaluated, trainer: Trainer) -> dict[str, Any]:
+    """One line of `metrics.jsonl`, under the names that transformers' users know."""
+    if isinstance(event, Evaluated):
+        return {"step": event.step, "eval_loss": event.valid_loss, "drift": event.drift, "best": event.best}
+    return {
+        "step": event.step,
+        "epoch": round(event.step / trainer.order.steps_per_epoch, 4),
+        "loss": event.loss,
+        "grad_norm": event.grad_norm,
+        "learning_rate": event.learning_rate,
+        "num_tokens": trainer.progress.tokens,
+        "tokens_per_second": round(event.tokens / event.seconds, 1),
+    }
+
+
+def _up_to(log: Path, step: int) -> list[str]:
+    """The log's lines up to a checkpoint: what a killed run logged beyond it will be logged again."""
+    if not log.exists():
+        return []
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    return kept
+
+
+def _curve(log: Path) -> tuple[CurvePoint, ...]:
+    """Evaluations with the mean training loss since the one before."""
+    points: list[CurvePoint] = []
+    losses: list[float] = []
+    tokens = 0
+    for record in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
+        if "loss" in record:
+            losses.append(record["loss"])
+            tokens = record["num_tokens"]
+            continue
+        train = sum(losses) / len(losses) if losses else None
+        point = CurvePoint(
+            step=record["step"], tokens=tokens, train_loss=train, valid_loss=record["eval_loss"], drift=record["drift"]
+        )
+        points.append(point)
+        losses = []
+    return tuple(points)
+
+
+@contextmanager
+def _interruptible(trainer: Trainer, display: Display) -> Iterator[None]:
+    """The first Ctrl-C ends the run after its step, with its checkpoint and its report; the second ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def once(number: int, frame: object) -> None:
+        trainer.stop = True
+        signal.signal(signal.SIGINT, previous)
+        display.say("stopping after this step, then saving and reporting; press Ctrl-C again to leave at once")
+
+    previous = signal.signal(signal.SIGINT, once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def cost(trainer: Trainer, report_seconds: float) -> Cost:
+    """What a run took, for its report card."""
+    progress = trainer.progress
+    return Cost(
+        train_seconds=progress.train_seconds,
+        report_seconds=report_seconds,
+        train_tokens=progress.tokens,
+        answer_tokens=progress.answer_tokens,
+        tokens_per_second=progress.tokens / max(progress.train_seconds, 1e-9),
+        peak_memory_bytes=peak_memory_bytes(),
+        machine=machine(),
+    )

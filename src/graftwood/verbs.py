@@ -1,0 +1,132 @@
+"""The verbs that make a model from text: `tokenizer train`, `prepare`, `pretrain`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+from graftwood.flags import JsonFlag, pretrain_signature
+
+Given = Annotated[
+    list[str], typer.Argument(help="text or JSONL files (.gz and .zst too), folders, patterns, - for stdin")
+]
+Vocab = Annotated[
+    str | None, typer.Option("--vocab", help="tokens of a new bpe vocabulary; by default by the size of the text")
+]
+Separator = Annotated[Optional[str], typer.Option("--separator", help="what stands between documents of a text file")]  # noqa: UP045
+HeldOut = Annotated[float, typer.Option("--held-out", help="share that is held out, at most 10 MB")]
+Seed = Annotated[int, typer.Option("--seed", help="seed of what is held out")]
+
+tokenizer = typer.Typer(help="Make tokenizers.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.add_typer(tokenizer, name="tokenizer")
+    app.command("prepare")(prepare)
+    signature = pretrain_signature()
+    _pretrain.__signature__ = signature  # type: ignore[attr-defined]
+    _pretrain.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
+    _pretrain.__doc__ = "Make a model from text, or go on training one on text."
+    app.command("pretrain")(_pretrain)
+
+
+@tokenizer.command("train")
+def train_tokenizer(
+    data: Given,
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
+    kind: Annotated[Literal["bpe", "bytes", "chars"], typer.Option("--kind", help="bpe, bytes or chars")] = "bpe",
+    vocab: Vocab = None,
+    separator: Separator = None,
+    held_out: HeldOut = 0.1,
+    seed: Seed = 0,
+    json_: JsonFlag = False,
+) -> None:
+    """Make a tokenizer from text and report bytes a token on text it was not made from."""
+    from graftwood.corpora import train_tokenizer as make
+    from graftwood.progress import Display
+
+    told = make(data, out, Display(), kind, _count(vocab), separator=_text(separator), held_out=held_out, seed=seed)
+    if json_:
+        print(json.dumps(told, ensure_ascii=False, indent=2))
+    else:
+        print(f"{out}: {told['vocab_size']:,} tokens")
+        for key in ("training", "held_out"):
+            if told[f"{key}_bytes_a_token"] is not None:
+                print(f"{key.replace('_', '-')} text: {told[f'{key}_bytes_a_token']} bytes a token")
+
+
+def prepare(
+    data: Given,
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the corpus")],
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            "--tokenizer", help="bpe, bytes or chars made from the data; a folder or a model to take one from"
+        ),
+    ] = "bpe",
+    vocab: Vocab = None,
+    separator: Separator = None,
+    duplicates: Annotated[
+        Literal["near", "exact", "none"], typer.Option("--duplicates", help="which repeats go: near, exact or none")
+    ] = "near",
+    held_out: HeldOut = 0.1,
+    seed: Seed = 0,
+    shard_bytes: Annotated[str, typer.Option("--shard-bytes", help="text a shard holds, about")] = "64M",
+    workers: Annotated[Optional[int], typer.Option("--workers", min=1, help="processes; by default all cores")] = None,  # noqa: UP045
+    json_: JsonFlag = False,
+) -> None:
+    """Turn text into checksummed shards that training reads. Given again, it goes on where it was stopped."""
+    from graftwood.corpora import prepare_corpus
+    from graftwood.progress import Display
+
+    corpus = prepare_corpus(
+        data, out, Display(), tokenizer, _count(vocab), workers,
+        separator=_text(separator), removal=duplicates, held_out=held_out, seed=seed, shard_bytes=_count(shard_bytes),
+    )  # fmt: skip
+    if json_:
+        print(json.dumps(asdict(corpus), ensure_ascii=False, indent=2, default=str))
+
+
+def _pretrain(**given: Any) -> None:
+    from graftwood.config import PretrainConfig, read_config
+    from graftwood.progress import Display
+    from graftwood.run import dry_pretrain, pretrain
+
+    file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
+    config = read_config(PretrainConfig, file, given | {"separator": _text(given["separator"])})
+    display = Display()
+    if dry:
+        told: Any = dry_pretrain(config, display)
+    else:
+        told = pretrain(config, display, resume)
+    if as_json:
+        print(json.dumps(asdict(told), ensure_ascii=False, indent=2))
+    elif not dry and told.bits_per_byte is not None:
+        print(f"{told.bits_per_byte:.4f} bits a byte on held-out text ({told.valid_loss:.4f} nats a token)")
+    if not dry and config.model is not None:
+        display.say(f"the report card: graft show {Path(told.folder)}")
+    if not dry and told.stopped == "stopped by you":
+        display.say("stopped early; go on with the same command and --resume")
+        raise typer.Exit(130)
+
+
+def _count(given: str | None) -> int | None:
+    from graftwood.config import count
+    from graftwood.errors import ConfigError
+
+    if given is None:
+        return None
+    value = count(given)
+    if not str(value).isdigit() or int(str(value)) < 1:
+        raise ConfigError(f"{given!r} is not a count; write 4096, 64M or the like")
+    return int(str(value))
+
+
+def _text(given: str | None) -> str | None:
+    """A flag in which `\\n` and `\\t` stand for what they stand for."""
+    return None if given is None else given.replace("\\n", "\n").replace("\\t", "\t")

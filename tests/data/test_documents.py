@@ -1,0 +1,99 @@
+"""Documents: where they are found, how they are cut, and that what is no text is said and skipped."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from graftwood.data.documents import Document, Skipped, Span, find_files, read_span, spans
+from graftwood.errors import ConfigError, DataError
+
+
+def rows(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def read(path: Path, separator: str | None = None) -> list[Document | Skipped]:
+    return list(read_span(Span(str(path), 0, path.stat().st_size), separator))
+
+
+def test_folders_globs_and_files_in_their_order(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/z.txt", "a/y.md", ".git/config", "a/.hidden"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("text", encoding="utf-8")
+    found = find_files([str(tmp_path / "b.txt"), str(tmp_path / "a"), str(tmp_path / "*.txt")], tmp_path / "spool")
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["b.txt", "a/y.md", "a/z.txt"]
+    with pytest.raises(DataError, match=r"nothing\.txt: there is no such file"):
+        find_files([str(tmp_path / "nothing.txt")], tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="there is no file in it"):
+        find_files([str(tmp_path / "empty")], tmp_path)
+
+
+def test_a_text_file_is_one_document_or_several(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\ufeffone\ntwo\n\nthree\n\n\n\nfour", encoding="utf-8")
+    assert read(path) == [Document("one\ntwo\n\nthree\n\n\n\nfour", 1)]
+    assert read(path, "\n\n") == [Document("one\ntwo", 1), Document("three", 4), Document("four", 8)]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_packed_files_are_read(ending: str, tmp_path: Path) -> None:
+    plain = rows(tmp_path / "a.jsonl", ["eins", "zwei\nhalb"])
+    packed = tmp_path / f"a.jsonl{ending}"
+    if ending == ".gz":
+        packed.write_bytes(gzip.compress(plain.read_bytes()))
+    else:
+        zstandard = pytest.importorskip("zstandard", reason="needs the extra `corpus`")
+        packed.write_bytes(zstandard.ZstdCompressor().compress(plain.read_bytes()))
+    assert read(packed) == read(plain) == [Document("eins", 1), Document("zwei\nhalb", 2)]
+    packed.write_bytes(packed.read_bytes()[:-9])
+    damaged = read(packed)
+    assert isinstance(damaged[-1], Skipped)
+    assert damaged[-1].why.startswith("cannot be read")
+
+
+def test_zst_without_its_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    (tmp_path / "a.txt.zst").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"graftwood\[corpus\]"):
+        read(tmp_path / "a.txt.zst")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"\x89PNG\r\n\0\0", "is binary: it has a NUL byte"), (b"caf\xe9", "is no UTF-8: byte 4 is 0xe9")],
+)
+def test_what_is_no_text_is_skipped(content: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    assert read(tmp_path / "a.txt") == [Skipped(str(tmp_path / "a.txt"), why)]
+
+
+def test_bad_rows_are_skipped_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "good"}\n{"text": 3}\nnonsense\n\n{"text": " "}\n{"text": "\\ud800"}\n', encoding="utf-8")
+    good, *bad = read(path)
+    assert good == Document("good", 1)
+    assert [row.place for row in bad if isinstance(row, Skipped)] == [f"{path}:{line}" for line in (2, 3, 5, 6)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 64, 10_000])
+def test_parts_of_a_file_of_rows_hold_every_row_once(size: int, tmp_path: Path) -> None:
+    path = rows(tmp_path / "a.jsonl", [f"row {number} " + "x" * (number % 9) for number in range(40)])
+    whole = read(path)
+    pieces = spans([path], size)
+    parts = [found for piece in pieces for span in piece for found in read_span(span, None)]
+    assert parts == whole
+    assert size > 5000 or len(pieces) > 1
+
+
+def test_small_files_go_together_and_text_files_stay_whole(tmp_path: Path) -> None:
+    for name, length in (("a.txt", 10), ("b.txt", 10), ("c.txt", 90), ("d.txt", 5)):
+        (tmp_path / name).write_text("x" * length, encoding="utf-8")
+    pieces = spans(sorted(tmp_path.iterdir()), 25)
+    assert [[Path(span.file).name for span in piece] for piece in pieces] == [["a.txt", "b.txt"], ["c.txt"], ["d.txt"]]

@@ -1,0 +1,173 @@
+"""Text to a model and on from there: the dial, the run, its folder, and what cannot work."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from graftwood import pretraining
+from graftwood import run as graft
+from graftwood.config import PretrainConfig, RunConfig, count, read_config
+from graftwood.data.corpus import VALID, open_corpus
+from graftwood.errors import ConfigError, DataError
+from graftwood.model.architecture import ARCHITECTURES
+from graftwood.model.decoder import Decoder, count_parameters
+from graftwood.progress import Display
+from graftwood.scaling import GIVEN, budget, sizes
+from graftwood.train.loop import NonFiniteLossError, Trainer
+
+QUIET = Display(quiet=True)
+SMALL = {
+    "tokenizer": "chars", "layers": 1, "width": 32, "heads": 2, "context": 32, "batch_tokens": 256, "tokens": 20_000,
+    "evaluations": 4, "sample_tokens": 6, "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "verses.txt"
+    generator = random.Random(0)
+    lines = [f"the {generator.choice(['cat', 'dog'])} {generator.choice(['sat', 'ran'])}.\n" for _ in range(1500)]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "verses"
+    graft.pretrain(PretrainConfig(data=str(text), out=str(out), **SMALL), QUIET)
+    return out
+
+
+def test_it_learns_and_says_so_in_bits_a_byte(trained: Path) -> None:
+    told = json.loads((trained / "pretrain.json").read_text(encoding="utf-8"))
+    log = [json.loads(line) for line in (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    evaluated = [line for line in log if "eval_loss" in line]
+    assert len(evaluated) == 5
+    assert evaluated[-1]["eval_loss"] < 0.5 * evaluated[0]["eval_loss"]
+    corpus = open_corpus(trained / "corpus")
+    assert told["bits_per_byte"] == pytest.approx(
+        told["valid_loss"] / math.log(2) * corpus.tokens[VALID] / corpus.bytes[VALID]
+    )
+    assert all(len(line["sample"]) <= 6 for line in evaluated)
+    assert told["settings"]["width"] == {"value": 32, "source": GIVEN}
+    assert told["stopped"] == "all steps done"
+
+
+def test_the_model_is_a_base_like_any_other(trained: Path, tmp_path: Path) -> None:
+    model = graft.load(trained, device="cpu")
+    assert "the" in str(model.generate("the ", max_tokens=20, temperature=0.5))
+    rows = tmp_path / "rows.jsonl"
+    made = [{"prompt": f"the cat {n % 7}", "completion": "sat."} for n in range(12)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    draft = RunConfig(data=str(rows), model=str(trained), technique="lora", device="cpu")
+    assert graft.dry_run(draft, QUIET).trained_parameters > 0
+
+
+def test_transformers_loads_the_folder(trained: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(trained / "model")
+    ours = graft.load(trained, device="cpu").base
+    ids = torch.tensor([ours.encoder().begin("the cat sat.\nthe")])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours.decoder(ids), rtol=1e-4, atol=1e-4)
+    read = transformers.AutoTokenizer.from_pretrained(trained / "model")
+    assert read("the cat")["input_ids"] == ours.encoder().begin("the cat")
+
+
+def test_it_goes_on_from_a_base(trained: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "more"
+    config = PretrainConfig(data=str(text), model=str(trained), out=str(out), context=32, tokens=4000,
+                            batch_tokens=256, evaluations=1, sample_tokens=0, device="cpu")  # fmt: skip
+    result = graft.pretrain(config, QUIET)
+    before = json.loads((trained / "pretrain.json").read_text(encoding="utf-8"))
+    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert log[0]["eval_loss"] == pytest.approx(before["valid_loss"], abs=0.1)
+    assert result.parameters == before["parameters"]
+    assert (out / "model" / "model.safetensors").exists()
+
+
+def test_a_corpus_of_another_tokenizer_stops_the_run(trained: Path, text: Path, tmp_path: Path) -> None:
+    config = PretrainConfig(data=str(text), out=str(tmp_path / "bytes"), **SMALL | {"tokenizer": "bytes"})
+    graft.dry_pretrain(config, QUIET)
+    other = PretrainConfig(data=str(tmp_path / "bytes" / "corpus"), model=str(trained), out=str(tmp_path / "no"))
+    with pytest.raises(ConfigError, match=r"was encoded by another tokenizer .* prepare it with --tokenizer"):
+        graft.pretrain(other, QUIET)
+
+
+def test_damage_and_too_little_text_are_found_before_training(text: Path, tmp_path: Path) -> None:
+    config = PretrainConfig(data=str(text), out=str(tmp_path / "run"), **SMALL)
+    graft.dry_pretrain(config, QUIET)
+    with pytest.raises(DataError, match=r"fewer than one window of 100000; add text, or give --context \d+"):
+        graft.dry_pretrain(config.model_copy(update={"context": 100_000}), QUIET)
+    shard = next((tmp_path / "run" / "corpus").rglob("tokens.npy"))
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"tokens\.npy is damaged or cut short"):
+        graft.pretrain(config, QUIET)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_loss_that_is_no_number_names_the_windows(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("the cat sat.\n" * 300 + "Z" + "the dog ran.\n" * 300, encoding="utf-8")
+    config = PretrainConfig(data=str(path), out=str(tmp_path / "run"), **SMALL | {"head": "own"})
+    job = pretraining.prepare(config, None, tmp_path / "run", QUIET)
+    (token,) = job.base.tokenizer.encode("Z")
+    with torch.no_grad():
+        job.base.decoder.embedding.weight[token] = torch.inf
+    trainer = Trainer(job.base.decoder, job.train, job.valid or pretraining.NOTHING, job.plan, tmp_path / "steps")
+    with pytest.raises(NonFiniteLossError, match=rf"loss nan.* from rows {path}:1 \(tokens \d+ to \d+\)") as caught:
+        list(trainer.run())
+    start, end = map(int, re.findall(r"tokens (\d+) to (\d+)", str(caught.value))[0])
+    assert token in job.corpus.stream("train")[start:end]
+
+
+@pytest.mark.parametrize("wanted", [300_000, 1_000_000, 5_000_000, 10_000_000, 124_000_000, 1_500_000_000])
+def test_the_dial_of_parameters_is_met(wanted: int) -> None:
+    model, settings = sizes(PretrainConfig(data="x", params=wanted), 4096)
+    with torch.device("meta"):
+        made = count_parameters(Decoder(ARCHITECTURES.get("llama"), model).parameters())
+    assert made == pytest.approx(wanted, rel=0.2 if wanted < 2_000_000 else 0.1)
+    assert 16 <= model.hidden_size / model.layers <= 160
+    assert all(setting.source != GIVEN for setting in settings.values())
+
+
+def test_what_is_given_overrides_what_follows() -> None:
+    config = PretrainConfig(data="x", depth=6, heads=12, head="own")
+    model, settings = sizes(config, 512)
+    assert (model.layers, model.hidden_size, model.heads, model.head_size, model.tied_head) == (6, 384, 12, 32, False)
+    assert settings["heads"].source == GIVEN
+    with pytest.raises(ConfigError, match="one dial"):
+        sizes(PretrainConfig(data="x", depth=6, params=10**6), 512)
+    with pytest.raises(ConfigError, match="a width of 100 cannot be shared by 3 heads"):
+        sizes(PretrainConfig(data="x", width=100, heads=3), 512)
+
+
+def test_tokens_follow_the_parameters_up_to_what_the_corpus_bears() -> None:
+    config = PretrainConfig(data="x")
+    rich, poor = (budget(config, 10**6, corpus, 128) for corpus in (10**9, 10**5))
+    assert (rich.tokens.value, poor.tokens.value) == (20 * 10**6, 16 * 10**5)
+    assert "2203.15556" in rich.tokens.source
+    assert "2305.16264" in poor.tokens.source
+    assert rich.batch_tokens.value % 128 == 0
+    new, continued = (
+        budget(config.model_copy(update={"model": base, "tokens": 10**6}), 10**6, 10**6, 128) for base in (None, "base")
+    )
+    assert continued.learning_rate.value == pytest.approx(new.learning_rate.value / 10, rel=0.05)
+
+
+def test_counts_are_read_as_people_write_them(tmp_path: Path) -> None:
+    assert [count(given) for given in ("10M", "1.5k", "300B", "7", 8)] == [10**7, 1500, 3 * 10**11, 7, 8]
+    (tmp_path / "run.toml").write_text('data = "x"\nparams = "10M"\ntokens = 5\n', encoding="utf-8")
+    config = read_config(PretrainConfig, tmp_path / "run.toml", {"tokens": "2k", "lr": None})
+    assert (config.params, config.tokens, config.lr) == (10**7, 2000, None)
+    with pytest.raises(ConfigError, match=r"no option 'depht'\. Did you mean 'depth'"):
+        read_config(PretrainConfig, None, {"data": "x", "depht": 3})
+    with pytest.raises(ConfigError, match="params='many'"):
+        read_config(PretrainConfig, None, {"data": "x", "params": "many"})
