@@ -124,7 +124,7 @@ def test_a_bad_run_file_names_itself_and_the_key(graft: Graft, tmp_path: Path, t
 def test_an_unknown_technique_names_its_neighbours(graft: Graft, rows: Path, tiny_hf_folder: Path) -> None:
     said = graft("tune", "--data", rows, "--model", tiny_hf_folder, "--held-out", 0, "--technique", "lroa")
     assert said.code == 2
-    assert "unknown technique 'lroa'. Did you mean 'lora'?" in said.error
+    assert "unknown technique 'lroa'. Did you mean 'lora'" in said.error
 
 
 def test_an_option_the_technique_lacks_names_those_it_has(graft: Graft, rows: Path, tiny_hf_folder: Path) -> None:

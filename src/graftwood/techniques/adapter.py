@@ -118,7 +118,7 @@ class Adapter(Technique):
             hook(module, bottleneck.to(decoder.device).train(module.training))
 
     def files(self, decoder: Decoder) -> dict[str, Tensor]:
-        files = {}
+        files: dict[str, Tensor] = {}
         for path, module in self.places(decoder):
             start = f"{path}.adapters.{self.label}"
             bottleneck = module.get_submodule("delta")

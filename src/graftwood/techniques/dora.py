@@ -65,7 +65,7 @@ class DoRA(LoRA):
     example: ClassVar[str] = "--rank 8"
     trains: ClassVar[str] = "LoRA's two matrices and one length for each row of the weight"
     cost: ClassVar[str] = "LoRA's, and the lengths of all rows of each weight anew in every pass"
-    tensors: ClassVar[Mapping[str, str]] = LoRA.tensors | {"magnitude": "lora_magnitude_vector"}
+    tensors: ClassVar[Mapping[str, str]] = {**LoRA.tensors, "magnitude": "lora_magnitude_vector"}
 
     def problems(self, decoder: Decoder) -> list[str]:
         refused = ["start=pissa is LoRA's alone; leave it out or take --technique lora"] if self.start != "zero" else []
