@@ -155,11 +155,9 @@ def from_folder(folder: Path) -> BPETokenizer:
 
 def _byte_level(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
     """GPT-2's tokenizer from its two files, with the special tokens that lie beside them."""
-    merges = [
-        tuple(line.split(" "))
-        for line in (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        if line and not line.startswith("#version")
-    ]
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.partition(" ") for line in lines if line and not line.startswith("#version"))
+    merges = [(left, right) for left, _, right in pairs]
     tokenizer = Tokenizer(models.BPE(vocab=_json(folder / "vocab.json"), merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space", False)))
     tokenizer.decoder = decoders.ByteLevel()
