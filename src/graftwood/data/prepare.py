@@ -116,7 +116,7 @@ def survey(folder: Path, recipe: Recipe, workers: int, advance: Advance) -> Surv
     ]
     _work(jobs, targets, [sum(s.stop - s.start for s in piece) for piece in pieces], workers, advance)
     numbers = {file: number for number, file in enumerate(recipe.files)}
-    parts = [np.load(target / "documents.npz") for target in targets]
+    parts = [_surveyed(target) for target in targets]
     skipped = [Skipped(**s) for target in targets for s in json.loads((target / "skipped.json").read_text("utf-8"))]
     places = [
         np.stack([np.full(len(part["lines"]), number), _numbered(part["files"], piece, numbers), part["lines"]], axis=1)
@@ -130,6 +130,11 @@ def survey(folder: Path, recipe: Recipe, workers: int, advance: Advance) -> Surv
         why = f": {skipped[0].place} {skipped[0].why}" if skipped else ""
         raise DataError(f"there is no text in {_few(recipe.files)}{why}")
     return found
+
+
+def _surveyed(target: Path) -> dict[str, NDArray[Any]]:
+    with np.load(target / "documents.npz") as stored:
+        return dict(stored)
 
 
 def _numbered(files: NDArray[np.int64], piece: list[Span], numbers: dict[str, int]) -> NDArray[np.int64]:
