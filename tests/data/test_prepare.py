@@ -114,6 +114,7 @@ def test_stopped_and_given_again_it_makes_the_same_corpus(workers: int, text: Pa
     before = {name: (out / SHARDS / name).stat().st_mtime_ns for name in done}
     with pytest.raises(DataError, match="its preparation has not finished"):
         open_corpus(out)
+    (out / SHARDS / ".00003.0badcafe.part" / TRAIN).mkdir(parents=True)  # as a kill would leave it
     again = made(text, out, workers=workers)
     assert {name: (out / SHARDS / name).stat().st_mtime_ns for name in done} == before
     assert sums(out) == sums(whole.folder)

@@ -55,7 +55,8 @@ class Corpus:
 
     def stream(self, split: str) -> Stream:
         """All tokens of a split."""
-        return Stream(sorted((self.folder / SHARDS).glob(f"*/{split}")), self.files)
+        paths = (self.folder / SHARDS / piece / split for piece in self.pieces)
+        return Stream([path for path in paths if path.is_dir()], self.files)
 
 
 def open_corpus(folder: Path) -> Corpus:
