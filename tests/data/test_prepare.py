@@ -180,6 +180,15 @@ def test_damage_is_found_and_named(array: str, harm: str, text: Path, tmp_path: 
     assert sums(mended.folder).keys() >= before.keys()
 
 
+def test_a_shard_may_have_nothing_left(text: Path, tmp_path: Path) -> None:
+    more = tmp_path / "again.jsonl"
+    more.write_text((text / "rows.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    corpus = prepare_corpus([str(text), str(more)], tmp_path / "corpus", QUIET, "bytes", workers=1, shard_bytes=1500)
+    assert corpus.removed["exact"] == 62
+    verify(corpus)
+    assert sum(corpus.documents.values()) == 62
+
+
 def test_no_text_at_all_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\0\0")
     (tmp_path / "empty.txt").write_text("  \n", encoding="utf-8")
