@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -335,7 +336,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         capture_output=True,
         text=True,
         timeout=120,
-        env={"GRAFTWOOD_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "PATH": ""},
+        env={
+            "GRAFTWOOD_HOME": str(tmp_path / "home"),
+            "OMP_NUM_THREADS": "1",
+            "PATH": "",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        },
     )
     result = json.loads(done.stdout)
     assert result["kills"] >= 3
