@@ -14,7 +14,7 @@ from bench.common import BenchError, Figure, Side, finish, options, require_quie
 from bench.shakespeare import CORPORA
 
 SEPARATOR = "\n\n\n"
-CONFIG = {"params": 5_000_000, "context": 256, "optimiser": "muon", "lr": 0.006, "batch_tokens": 4096, "decay": 0.8}
+CONFIG = {"params": 5_000_000, "context": 256, "lr": 0.008, "batch_tokens": 2048, "decay": 1.0}
 SECONDS, MARGIN, TUNES = 600, 0.9, 200
 
 

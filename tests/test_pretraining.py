@@ -6,16 +6,19 @@ import json
 import math
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+import tiny
 from graftwood import pretraining
 from graftwood import run as graft
 from graftwood.config import PretrainConfig, RunConfig, count, read_config
 from graftwood.data.corpus import VALID, open_corpus
 from graftwood.errors import ConfigError, DataError
+from graftwood.evals.report import read_report
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.progress import Display
@@ -81,16 +84,35 @@ def test_transformers_loads_the_folder(trained: Path) -> None:
     assert read("the cat")["input_ids"] == ours.encoder().begin("the cat")
 
 
-def test_it_goes_on_from_a_base(trained: Path, text: Path, tmp_path: Path) -> None:
+def test_it_goes_on_from_a_new_model(trained: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "more"
-    config = PretrainConfig(data=str(text), model=str(trained), out=str(out), context=32, tokens=4000,
-                            batch_tokens=256, evaluations=1, sample_tokens=0, device="cpu")  # fmt: skip
-    result = graft.pretrain(config, QUIET)
+    more = {"model": str(trained), "context": 32, "tokens": 4000, "batch_tokens": 256, "evaluations": 1,
+            "sample_tokens": 0, "device": "cpu"}  # fmt: skip
+    result = graft.pretrain(PretrainConfig(data=str(text), out=str(out), **more), QUIET)
     before = json.loads((trained / "pretrain.json").read_text(encoding="utf-8"))
     log = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert log[0]["eval_loss"] == pytest.approx(before["valid_loss"], abs=0.1)
     assert result.parameters == before["parameters"]
     assert (out / "model" / "model.safetensors").exists()
+    assert not (out / "report.json").exists(), "32 tokens at once are too few for its questions"
+
+
+def test_a_base_that_goes_on_learning_has_a_report_card(
+    text: Path, tmp_path: Path, tokenizer_files: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAFTWOOD_HOME", str(tmp_path / "home"))
+    folder = tiny.model_folder(tmp_path / "tiny", tokenizer_files)
+    config = PretrainConfig(data=str(text), model=str(folder), out=str(tmp_path / "run"), tokens=8000, lr=0.01,
+                            batch_tokens=512, evaluations=2, sample_tokens=4, device="cpu")  # fmt: skip
+    result = graft.pretrain(config, QUIET)
+    card = read_report(tmp_path / "run")
+    (loss,) = card.gained.measures
+    assert (loss.name, loss.change.value) == ("answer_loss", pytest.approx(loss.tuned.value - loss.base.value))
+    assert loss.change.value < -0.5
+    assert card.kept.drift.value > 0.1
+    assert card.chosen.settings["learning rate"] == "0.01"
+    assert card.curve[-1].valid_loss == result.valid_loss
+    assert card.curve[-1].drift > 0
 
 
 def test_a_corpus_of_another_tokenizer_stops_the_run(trained: Path, text: Path, tmp_path: Path) -> None:

@@ -52,10 +52,11 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 # What a family is tried with beyond the sizes above, so that all its block has is at work.
 FEATURES: dict[str, dict[str, object]] = {
-    "gpt_neo": {"windows": (None, 6)},
+    "gpt2": {"activation": "gelu_tanh"},
+    "gpt_neo": {"windows": (None, 6), "activation": "gelu_tanh"},
     "gpt_neox": {"rotary_size": 4, "parallel_residual": True, "attention_bias": True, "activation": "gelu"},
-    "gptj": {"rotary_size": 4},
-    "gpt3": {"windows": (None, 6)},
+    "gptj": {"rotary_size": 4, "activation": "gelu_tanh"},
+    "gpt3": {"windows": (None, 6), "activation": "gelu_tanh"},
     "gpt_oss": {
         "windows": (6, None),
         "attention_bias": True,

@@ -84,9 +84,10 @@ def main() -> None:
             "total_seconds": now.train_seconds,
         }
         if work["validates"]:
+            told["valid_loss"] = windows_loss(decoder, windows)
+        if work.get("validates_all"):
             decoder.eval()
-            packs = everything.packs(range(len(everything)), 8192)
-            told |= {"valid_loss": windows_loss(decoder, windows), "valid_loss_all": mean_loss(decoder, packs)}
+            told["valid_loss_all"] = mean_loss(decoder, everything.packs(range(len(everything)), 8192))
             decoder.train()
         return told
 

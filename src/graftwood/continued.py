@@ -22,6 +22,7 @@ from graftwood.train.loop import Trainer
 from graftwood.training import cost
 
 ROWS, LONGEST = 48, 256  # windows of each kind that are asked about, and their tokens
+POSITIONS = 128  # what a model must see at once for the report's questions to fit
 
 
 class Examination:

@@ -17,7 +17,7 @@ import torch
 from graftwood.base import Base
 from graftwood.checkpoint import save_model
 from graftwood.config import PretrainConfig, save_toml
-from graftwood.continued import Examination
+from graftwood.continued import POSITIONS, Examination
 from graftwood.corpora import prepare_corpus
 from graftwood.data.batch import Examples
 from graftwood.data.corpus import TOKENIZER, TRAIN, VALID, Corpus, Stream, Windows, open_corpus, verify
@@ -226,9 +226,7 @@ def execute(job: Job, expected: Forecast, out: Path, display: Display, resume: b
     with storage(f"write {out}"):
         out.mkdir(parents=True, exist_ok=True)
         save_toml(job.config.model_copy(update={"out": str(out)}), out / "run.toml")
-    exam = None
-    if job.config.model is not None:
-        exam = Examination(job.base, job.train, job.valid, job.config.seed, display)
+    exam = _examination(job, display)
     gauge = exam.gauge if exam is not None else None
     trainer = Trainer(job.base.decoder, job.train, job.valid or NOTHING, job.plan, out / "checkpoints", gauge)
     write = _writer(job, trainer)
@@ -251,6 +249,16 @@ def execute(job: Job, expected: Forecast, out: Path, display: Display, resume: b
     if exam is not None:
         exam.report(trainer, _chosen(job, trainer), job.config.data, curve, out)
     return result
+
+
+def _examination(job: Job, display: Display) -> Examination | None:
+    """What a base that goes on learning can do now; a new model can do nothing yet."""
+    if job.config.model is None:
+        return None
+    if job.base.decoder.config.max_positions < POSITIONS:
+        display.say(f"no report card: its questions need {POSITIONS} tokens, {job.base.name} sees fewer at once")
+        return None
+    return Examination(job.base, job.train, job.valid, job.config.seed, display)
 
 
 def _writer(job: Job, trainer: Trainer) -> Callable[[], str]:

@@ -108,8 +108,8 @@ def _pretrain(**given: Any) -> None:
         print(json.dumps(asdict(told), ensure_ascii=False, indent=2))
     elif not dry and told.bits_per_byte is not None:
         print(f"{told.bits_per_byte:.4f} bits a byte on held-out text ({told.valid_loss:.4f} nats a token)")
-    if not dry and config.model is not None:
-        display.say(f"the report card: graft show {Path(told.folder)}")
+    if not dry and (Path(told.folder) / "report.json").exists():
+        display.say(f"the report card: graft show {told.folder}")
     if not dry and told.stopped == "stopped by you":
         display.say("stopped early; go on with the same command and --resume")
         raise typer.Exit(130)

@@ -114,6 +114,7 @@ def test_stopped_and_given_again_it_makes_the_same_corpus(workers: int, text: Pa
     before = {name: (out / SHARDS / name).stat().st_mtime_ns for name in done}
     with pytest.raises(DataError, match="its preparation has not finished"):
         open_corpus(out)
+    (out / SHARDS / ".00003.0badcafe.part" / TRAIN).mkdir(parents=True)  # as a kill would leave it
     again = made(text, out, workers=workers)
     assert {name: (out / SHARDS / name).stat().st_mtime_ns for name in done} == before
     assert sums(out) == sums(whole.folder)
@@ -177,6 +178,15 @@ def test_damage_is_found_and_named(array: str, harm: str, text: Path, tmp_path: 
     mended = made(text, corpus.folder)
     verify(mended)
     assert sums(mended.folder).keys() >= before.keys()
+
+
+def test_a_shard_may_have_nothing_left(text: Path, tmp_path: Path) -> None:
+    more = tmp_path / "again.jsonl"
+    more.write_text((text / "rows.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    corpus = prepare_corpus([str(text), str(more)], tmp_path / "corpus", QUIET, "bytes", workers=1, shard_bytes=1500)
+    assert corpus.removed["exact"] == 62
+    verify(corpus)
+    assert sum(corpus.documents.values()) == 62
 
 
 def test_no_text_at_all_is_one_line(tmp_path: Path) -> None:

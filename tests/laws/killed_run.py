@@ -57,7 +57,7 @@ def pretraining_(folder: Path) -> Train:
     """A new model on a corpus of several shards, with Muon, averages and documents that cross windows."""
     text = folder / "text.jsonl"
     text.write_text("".join(json.dumps({"text": row["completion"] * 3}) + "\n" for row in ROWS), encoding="utf-8")
-    prepare_corpus([str(text)], folder / "corpus", QUIET, "bytes", workers=1, shard_bytes=600)
+    prepare_corpus([str(text)], folder / "corpus", QUIET, "bytes", workers=1, shard_bytes=600, removal="none")
     config = PretrainConfig(
         data=str(folder / "corpus"), layers=2, width=32, heads=2, context=32, tokens=5000, batch_tokens=128,
         average=5.0, save_seconds=1e-9, evaluations=9, sample_tokens=8, device="cpu",

@@ -17,6 +17,7 @@ from graftwood.model.layers import (
     _FrozenProjection,
     _Rotate,
     _SwiGLU,
+    _TrainedNorm,
     project,
     rotate,
     swiglu,
@@ -88,9 +89,10 @@ def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @dtypes
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e3])
-def test_frozen_norm(dtype: torch.dtype, size: float) -> None:
+def test_norm(dtype: torch.dtype, size: float) -> None:
     x = (draw(2, 3, 8, seed=1, dtype=dtype) * size).requires_grad_(True)
     agree(_FrozenNorm.apply, plain_norm, [x, draw(8, seed=2, dtype=dtype), 1e-5])
+    agree(_TrainedNorm.apply, plain_norm, [x, draw(8, seed=2, dtype=dtype, grad=True), 1e-5])
 
 
 @dtypes

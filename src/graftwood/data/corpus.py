@@ -55,7 +55,8 @@ class Corpus:
 
     def stream(self, split: str) -> Stream:
         """All tokens of a split."""
-        return Stream(sorted((self.folder / SHARDS).glob(f"*/{split}")), self.files)
+        paths = (self.folder / SHARDS / piece / split for piece in self.pieces)
+        return Stream([path for path in paths if path.is_dir()], self.files)
 
 
 def open_corpus(folder: Path) -> Corpus:
@@ -81,8 +82,9 @@ def verify(corpus: Corpus, advance: Callable[[int], None] = lambda done: None) -
     for piece in corpus.pieces:
         shard = corpus.folder / SHARDS / piece
         sums = _checksums(shard)
-        if not sums:
+        if sums is None:
             problems.append(f"{shard} is missing or damaged")
+            continue
         for path, wanted in sums.items():
             if not path.exists():
                 problems.append(f"{path} is missing")
@@ -99,15 +101,15 @@ def verify(corpus: Corpus, advance: Callable[[int], None] = lambda done: None) -
         )
 
 
-def _checksums(shard: Path) -> dict[Path, str]:
-    """What `shard.json` says of its files; nothing where it cannot be read."""
+def _checksums(shard: Path) -> dict[Path, str] | None:
+    """What `shard.json` says of its files, of which it may have none; None where it cannot be read."""
     try:
         told = json.loads((shard / SHARD).read_text(encoding="utf-8"))
         return {
             shard / split / n: told[split]["sha256"][n] for split in (TRAIN, VALID) if split in told for n in ARRAYS
         }
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return None
 
 
 class Stream:

@@ -116,7 +116,7 @@ def survey(folder: Path, recipe: Recipe, workers: int, advance: Advance) -> Surv
     ]
     _work(jobs, targets, [sum(s.stop - s.start for s in piece) for piece in pieces], workers, advance)
     numbers = {file: number for number, file in enumerate(recipe.files)}
-    parts = [np.load(target / "documents.npz") for target in targets]
+    parts = [_surveyed(target) for target in targets]
     skipped = [Skipped(**s) for target in targets for s in json.loads((target / "skipped.json").read_text("utf-8"))]
     places = [
         np.stack([np.full(len(part["lines"]), number), _numbered(part["files"], piece, numbers), part["lines"]], axis=1)
@@ -130,6 +130,11 @@ def survey(folder: Path, recipe: Recipe, workers: int, advance: Advance) -> Surv
         why = f": {skipped[0].place} {skipped[0].why}" if skipped else ""
         raise DataError(f"there is no text in {_few(recipe.files)}{why}")
     return found
+
+
+def _surveyed(target: Path) -> dict[str, NDArray[Any]]:
+    with np.load(target / "documents.npz") as stored:
+        return dict(stored)
 
 
 def _numbered(files: NDArray[np.int64], piece: list[Span], numbers: dict[str, int]) -> NDArray[np.int64]:
@@ -223,6 +228,8 @@ def write_shards(folder: Path, recipe: Recipe, found: Survey, choice: Choice, wo
     """Encode every piece that has not been and write its shard. Raises: StorageError when the disk is full."""
     pieces = recipe.pieces()
     targets = [folder / SHARDS / f"{number:05d}" for number in range(len(pieces))]
+    for left in (folder / SHARDS).glob(".*"):  # what a kill left half-written
+        shutil.rmtree(left, ignore_errors=True)
     fates = [choice.fate[found.places[:, 0] == number] for number in range(len(pieces))]
     places = [found.places[found.places[:, 0] == number, 1:] for number in range(len(pieces))]
     jobs = [
@@ -281,7 +288,8 @@ def _encoded(tokenizer: BPETokenizer, text: str, begins: bool, ends: bool) -> li
 
 def finish(folder: Path, recipe: Recipe, found: Survey, choice: Choice) -> Corpus:
     """Count the shards, write what was left out and `corpus.json`, and clear the work away."""
-    told = [json.loads((path / SHARD).read_text("utf-8")) for path in sorted((folder / SHARDS).iterdir())]
+    shards = sorted((folder / SHARDS).iterdir())
+    told = [json.loads((shard / SHARD).read_text("utf-8")) for shard in shards]
     totals = {key: {split: _total(told, split, key) for split in (TRAIN, VALID)} for key in _COUNTS}
     if not totals["tokens"][TRAIN]:
         raise DataError(f"no text of {_few(recipe.files)} is left to train on; hold out less or add text")
@@ -296,7 +304,7 @@ def finish(folder: Path, recipe: Recipe, found: Survey, choice: Choice) -> Corpu
             **totals,
             "rule": choice.rule,
             "files": list(recipe.files),
-            "pieces": [path.name for path in sorted((folder / SHARDS).iterdir())],
+            "pieces": [shard.name for shard in shards],
             "removed": {
                 "exact": sum(r.exact for r in choice.repeats),
                 "near": sum(not r.exact for r in choice.repeats),

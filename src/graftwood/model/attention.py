@@ -275,8 +275,8 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, scope: Scope, scoring: Scoring, sin
     if len(masks) == 1:
         return _causal(q, k, v, scoring, sinks, masks[0])
     if scope.masks is None and len(set(scope.documents)) == 1:  # the rows of a batch, in one call
-        rows = (y.reshape(len(masks), scope.documents[0], *y.shape[2:]) for y in (q, k, v))
-        return _causal(*rows, scoring, sinks).reshape(q.shape)
+        by_row = [y.reshape(len(masks), scope.documents[0], *y.shape[2:]) for y in (q, k, v)]
+        return _causal(by_row[0], by_row[1], by_row[2], scoring, sinks).reshape(q.shape)
     parts = zip(*(y.split(scope.documents, dim=1) for y in (q, k, v)), masks, strict=True)
     return torch.cat([_causal(q, k, v, scoring, sinks, mask) for q, k, v, mask in parts], dim=1)
 

@@ -86,8 +86,6 @@ class BPETokenizer:
         self.bos = bos
         self.begins = begins
         self.pad = pad
-        unknown = getattr(tokenizer.model, "unk_token", None)
-        self.unknown = tokenizer.token_to_id(unknown) if unknown else None
         self.specials = {
             token.content: index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
         }
@@ -155,10 +153,11 @@ def from_folder(folder: Path) -> BPETokenizer:
 
 def _byte_level(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
     """GPT-2's tokenizer from its two files, with the special tokens that lie beside them."""
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [
-        tuple(line.split(" "))
-        for line in (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        if line and not line.startswith("#version")
+        (first, second)
+        for first, _, second in (line.rstrip("\r").partition(" ") for line in lines)
+        if second and first != "#version:"
     ]
     tokenizer = Tokenizer(models.BPE(vocab=_json(folder / "vocab.json"), merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space", False)))

@@ -1,0 +1,104 @@
+"""The verbs that make a model from text, as their users meet them."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from graftwood.cli import app, guarded
+from graftwood.flags import normal
+
+LINES = "".join(f"line {n} of a text that says little, again and again\n" for n in range(200))
+
+
+def graft(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, list[str]]:
+    """Exit code, data, and what was said."""
+    capsys.readouterr()
+    code = guarded(lambda: app([normal(str(word)) for word in words], standalone_mode=False))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err.splitlines()
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(LINES, encoding="utf-8")
+    return path
+
+
+def test_a_tokenizer_and_its_report(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = graft(capsys, "tokenizer", "train", text, "--out", tmp_path / "tok", "--vocab", "0.3k", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert 259 < told["vocab_size"] <= 300
+    assert 1 < told["held_out_bytes_a_token"] < 10
+    assert told["held_out_bytes"] + told["training_bytes"] == len(LINES)
+    code, _, said = graft(capsys, "tokenizer", "train", text, "--out", tmp_path / "more", "--vocab", "many")
+    assert (code, said) == (2, ["graft: 'many' is not a count; write 4096, 64M or the like"])
+
+
+def test_a_corpus_from_stdin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n\ntwo\n\none")))
+    words = ("--out", tmp_path / "corpus", "--tokenizer", "bytes", "--separator", "\\n\\n", "--held-out", 0, "--json")
+    code, out, said = graft(capsys, "prepare", "-", *words)
+    told = json.loads(out)
+    assert code == 0, said
+    assert told["documents"] == {"train": 2, "valid": 0}
+    assert told["bytes"]["train"] == 6
+    assert any(line.startswith("removed: 1 documents that repeat others") for line in said)
+
+
+def test_what_a_run_would_do(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.toml").write_text(f'data = "{text}"\ntokenizer = "chars"\nlayers = 1\n', encoding="utf-8")
+    words = (
+        "--params",
+        "20k",
+        "--width",
+        32,
+        "--context",
+        16,
+        "--tokens",
+        "2k",
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+    )
+    code, out, said = graft(capsys, "pretrain", tmp_path / "run.toml", *words, "--dry-run", "--json")
+    assert code == 0, said
+    assert json.loads(out)["trained_parameters"] > 10_000
+    assert "  width 32: as given" in said
+    assert any(line.strip().startswith("tokens 2,000: as given") for line in said)
+    assert any(line.strip().startswith("learning rate") and "2401.02954" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ((), "data is missing: give --data or the key data in a run file"),
+        (
+            ("--data", "nowhere.txt"),
+            "nowhere.txt: there is no such file or folder, and no file matches it as a pattern",
+        ),
+        (("--data", "{text}", "--tokenizer", "words"), None),
+        (("--data", "{text}", "--depth", 2, "--params", "1M"), "--depth and --params are one dial; give one of them"),
+        (("--data", "{text}", "--optimiser", "sgd"), None),
+        (("--data", "{text}", "--resume"), None),
+    ],
+)
+def test_what_cannot_work_is_one_line(
+    words: tuple[object, ...], line: str | None, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(word).replace("{text}", str(text)) for word in words]
+    code, _, said = graft(capsys, "pretrain", *given, "--out", tmp_path / "run")
+    assert code == 2
+    assert said[-1].startswith("graft: ")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    if line is not None:
+        assert said[-1] == f"graft: {line}"
