@@ -30,12 +30,12 @@ def model(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> gw.Model:
     return gw.load(folder)
 
 
-@pytest.mark.parametrize("technique", ["lora", "full"])
+@pytest.mark.parametrize("technique", ["lora", "full", "prefix"])
 def test_a_run_leaves_everything_it_promises(technique: str, model: gw.Model, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run = gw.tune(model, ROWS, out=out.as_posix(), technique=technique, **QUICK)
     left = {path.name for path in out.iterdir()}
-    result = "adapter" if technique == "lora" else "model"
+    result = "model" if technique == "full" else "adapter"
     assert {"run.toml", "metrics.jsonl", "curve.svg", "report.json", "report.html", "checkpoints", result} <= left
     assert read_report(out) == run.report
     assert run.report.gained.rows == run.report.data_rows["valid"]
@@ -46,6 +46,10 @@ def test_a_run_leaves_everything_it_promises(technique: str, model: gw.Model, tm
     assert [record["step"] for record in logged if "loss" in record] == list(range(1, run.report.chosen.steps + 1))
     again = gw.load(out)
     assert again.generate(["say the:"], max_tokens=8) == run.model.generate(["say the:"], max_tokens=8)
+    if technique == "prefix":
+        with pytest.raises(ConfigError, match="prefix cannot be merged: what it trained stands before the text"):
+            again.merge()
+        assert again.generate(["say the:"], max_tokens=8) == run.model.generate(["say the:"], max_tokens=8)
 
 
 def test_its_run_file_repeats_it(model: gw.Model, tmp_path: Path) -> None:
