@@ -95,7 +95,7 @@ def prepare(
 def _pretrain(**given: Any) -> None:
     from graftwood.config import PretrainConfig, read_config
     from graftwood.progress import Display
-    from graftwood.run import dry_pretrain, pretrain
+    from graftwood.run import dry_pretrain, pretrain_with
 
     file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
     config = read_config(PretrainConfig, file, given | {"separator": _text(given["separator"])})
@@ -103,7 +103,7 @@ def _pretrain(**given: Any) -> None:
     if dry:
         told: Any = dry_pretrain(config, display)
     else:
-        told = pretrain(config, display, resume)
+        told = pretrain_with(config, display, resume)
     if as_json:
         print(json.dumps(asdict(told), ensure_ascii=False, indent=2))
     elif not dry and told.bits_per_byte is not None:
