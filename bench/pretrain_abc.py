@@ -14,7 +14,7 @@ from bench.common import BenchError, Figure, Side, finish, options, require_quie
 from bench.shakespeare import CORPORA
 
 SEPARATOR = "\n\n\n"
-CONFIG = {"params": 5_000_000, "context": 256, "lr": 0.008, "batch_tokens": 2048, "decay": 1.0}
+CONFIG = {"params": 5_000_000, "context": 1024, "lr": 0.008, "batch_tokens": 2048, "decay": 1.0}
 SECONDS, MARGIN, TUNES = 600, 0.9, 200
 
 
@@ -51,7 +51,8 @@ def main() -> int:
                 told = side.turn()
             sides.append(side)
             copies = sorted((longest_copy(tune, corpus) for tune in told["tunes"]), key=len)
-            told["valid_share"] = sum(map(is_valid, told["tunes"])) / len(told["tunes"])
+            ended = zip(told["tunes"], told["finished"], strict=True)
+            told["valid_share"] = sum(done and is_valid(tune) for tune, done in ended) / len(told["tunes"])
             told["longest_copy"], told["median_copy_characters"] = copies[-1], len(copies[len(copies) // 2])
             say(f"seed {seed}: {told['valid_share']:.1%} valid, longest copy {len(copies[-1])} characters")
     shares = [side.turns[0]["valid_share"] for side in sides]

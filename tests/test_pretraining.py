@@ -44,7 +44,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "verses"
-    graft.pretrain(PretrainConfig(data=str(text), out=str(out), **SMALL), QUIET)
+    assert graft.pretrain(text, quiet=True, out=str(out), **SMALL).folder == str(out)
     return out
 
 
@@ -88,7 +88,7 @@ def test_it_goes_on_from_a_new_model(trained: Path, text: Path, tmp_path: Path) 
     out = tmp_path / "more"
     more = {"model": str(trained), "context": 32, "tokens": 4000, "batch_tokens": 256, "evaluations": 1,
             "sample_tokens": 0, "device": "cpu"}  # fmt: skip
-    result = graft.pretrain(PretrainConfig(data=str(text), out=str(out), **more), QUIET)
+    result = graft.pretrain_with(PretrainConfig(data=str(text), out=str(out), **more), QUIET)
     before = json.loads((trained / "pretrain.json").read_text(encoding="utf-8"))
     log = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert log[0]["eval_loss"] == pytest.approx(before["valid_loss"], abs=0.1)
@@ -104,7 +104,7 @@ def test_a_base_that_goes_on_learning_has_a_report_card(
     folder = tiny.model_folder(tmp_path / "tiny", tokenizer_files)
     config = PretrainConfig(data=str(text), model=str(folder), out=str(tmp_path / "run"), tokens=8000, lr=0.01,
                             batch_tokens=512, evaluations=2, sample_tokens=4, device="cpu")  # fmt: skip
-    result = graft.pretrain(config, QUIET)
+    result = graft.pretrain_with(config, QUIET)
     card = read_report(tmp_path / "run")
     (loss,) = card.gained.measures
     assert (loss.name, loss.change.value) == ("answer_loss", pytest.approx(loss.tuned.value - loss.base.value))
@@ -120,7 +120,7 @@ def test_a_corpus_of_another_tokenizer_stops_the_run(trained: Path, text: Path, 
     graft.dry_pretrain(config, QUIET)
     other = PretrainConfig(data=str(tmp_path / "bytes" / "corpus"), model=str(trained), out=str(tmp_path / "no"))
     with pytest.raises(ConfigError, match=r"was encoded by another tokenizer .* prepare it with --tokenizer"):
-        graft.pretrain(other, QUIET)
+        graft.pretrain_with(other, QUIET)
 
 
 def test_damage_and_too_little_text_are_found_before_training(text: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_damage_and_too_little_text_are_found_before_training(text: Path, tmp_pa
     shard = next((tmp_path / "run" / "corpus").rglob("tokens.npy"))
     shard.write_bytes(shard.read_bytes()[:-2])
     with pytest.raises(DataError, match=r"tokens\.npy is damaged or cut short"):
-        graft.pretrain(config, QUIET)
+        graft.pretrain_with(config, QUIET)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

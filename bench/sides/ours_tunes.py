@@ -42,7 +42,7 @@ def main() -> None:
         )
         return {
             "tunes": [done.text for done in written],
-            "finished": sum(done.finish == "stop" for done in written),
+            "finished": [done.finish == "stop" for done in written],
             "writing_seconds": time.perf_counter() - started,
             "train_seconds": result.train_seconds,
             "valid_loss": result.valid_loss,

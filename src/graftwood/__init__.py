@@ -15,14 +15,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graftwood.run import Model, Run, load, tune
+    from graftwood.run import Model, Run, load, pretrain, tune
 
-__all__ = ["Model", "Run", "__version__", "load", "tune"]
+__all__ = ["Model", "Run", "__version__", "load", "pretrain", "tune"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Model", "Run", "load", "tune"):
+    if name in ("Model", "Run", "load", "pretrain", "tune"):
         from graftwood import run
 
         return getattr(run, name)

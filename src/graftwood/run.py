@@ -11,7 +11,7 @@ from typing import Any
 from graftwood import pretraining
 from graftwood.base import Base, base_outline, open_base
 from graftwood.checkpoint import load_adapter, save_model
-from graftwood.config import PretrainConfig, RunConfig, read_toml, resolve
+from graftwood.config import PretrainConfig, RunConfig, read_config, read_toml, resolve
 from graftwood.data.rows import Turn
 from graftwood.draft import IN_MEMORY, draft
 from graftwood.errors import ConfigError, ModelError
@@ -178,7 +178,18 @@ def run(
     return Run(out, card, model)
 
 
-def pretrain(config: PretrainConfig, display: Display, resume: bool = False) -> Result:
+def pretrain(data: str | Path, *, resume: bool = False, quiet: bool = False, **options: Any) -> Result:
+    """Make a model from text (a file, a folder, a pattern or a prepared corpus), or go on training `model` on it.
+
+    `options` are the keys of a run file, see `PretrainConfig`; `load(result.folder)` opens the model.
+
+    Raises: DataError for a corpus that cannot be used, ConfigError for bad options.
+    """
+    config = read_config(PretrainConfig, None, options | {"data": str(data)})
+    return pretrain_with(config, Display(quiet), resume)
+
+
+def pretrain_with(config: PretrainConfig, display: Display, resume: bool = False) -> Result:
     """Text to a model folder, `<out>/model`, which is a base like any other.
 
     Raises: DataError for a corpus that cannot be used, ConfigError for options that do not fit.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,7 +17,7 @@ Given = Annotated[
 Vocab = Annotated[
     str | None, typer.Option("--vocab", help="tokens of a new bpe vocabulary; by default by the size of the text")
 ]
-Separator = Annotated[Optional[str], typer.Option("--separator", help="what stands between documents of a text file")]  # noqa: UP045
+Separator = Annotated[str | None, typer.Option("--separator", help="what stands between documents of a text file")]
 HeldOut = Annotated[float, typer.Option("--held-out", help="share that is held out, at most 10 MB")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of what is held out")]
 
@@ -77,7 +77,7 @@ def prepare(
     held_out: HeldOut = 0.1,
     seed: Seed = 0,
     shard_bytes: Annotated[str, typer.Option("--shard-bytes", help="text a shard holds, about")] = "64M",
-    workers: Annotated[Optional[int], typer.Option("--workers", min=1, help="processes; by default all cores")] = None,  # noqa: UP045
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="processes; by default all cores")] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Turn text into checksummed shards that training reads. Given again, it goes on where it was stopped."""
@@ -95,7 +95,7 @@ def prepare(
 def _pretrain(**given: Any) -> None:
     from graftwood.config import PretrainConfig, read_config
     from graftwood.progress import Display
-    from graftwood.run import dry_pretrain, pretrain
+    from graftwood.run import dry_pretrain, pretrain_with
 
     file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
     config = read_config(PretrainConfig, file, given | {"separator": _text(given["separator"])})
@@ -103,7 +103,7 @@ def _pretrain(**given: Any) -> None:
     if dry:
         told: Any = dry_pretrain(config, display)
     else:
-        told = pretrain(config, display, resume)
+        told = pretrain_with(config, display, resume)
     if as_json:
         print(json.dumps(asdict(told), ensure_ascii=False, indent=2))
     elif not dry and told.bits_per_byte is not None:

@@ -59,3 +59,14 @@ def test_times_add_up_and_memory_holds_the_moments() -> None:
     assert expected.seconds == expected.train_seconds + expected.valid_seconds
     assert expected.memory_bytes > 8 * expected.trained_parameters
     assert forecast(decoder, Examples(tiny.examples(20)), Examples([]), tiny.plan()).valid_seconds == 0
+
+
+def test_a_row_that_is_no_number_leaves_the_parameters_numbers() -> None:
+    decoder = tiny.decoder(tied_head=False)
+    decoder.embedding.weight[300:].fill_(torch.inf)
+    decoder.requires_grad_(True)
+    before = {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
+    rows = [tiny.example([310, 4, 5, 6], [False, True, True, True])] * 4
+    for kind in ("adamw", "muon"):
+        forecast(decoder, Examples(rows), Examples([]), tiny.plan(optimiser=kind, weight_decay=0.1))
+        assert all(torch.equal(parameter, before[name]) for name, parameter in decoder.named_parameters())

@@ -30,7 +30,11 @@ def listed(value: Any) -> Any:
     return (value,) if _PATTERN.search(value) else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-Targets = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(listed)]
+Targets = Annotated[
+    tuple[str, ...],
+    Field(min_length=1, description="what is changed: names, comma-separated, one regular expression, or everything"),
+    BeforeValidator(listed),
+]
 
 
 def names(target: str, path: str) -> bool:

@@ -83,15 +83,17 @@ class Adapter(Technique):
     peft_type: ClassVar[str | None] = "BOTTLENECK"  # AdapterHub's, not one of PEFT's
     weights_file: ClassVar[str] = "adapter.safetensors"
 
-    kind: Kind = "seq_bn"
+    kind: Annotated[
+        Kind, Field(description="after attention and feed-forward, after the block, or beside the feed-forward")
+    ] = "seq_bn"
     reduction: Annotated[
         float | None, Field(gt=0, description="how much narrower the middle is; by default 16, beside 2")
     ] = None
-    activation: Activation | None = None
+    activation: Annotated[Activation | None, Field(description="relu, swish or gelu; by default the kind's")] = None
     scaling: Annotated[
         float | None, Field(gt=0, description="what the adapter's output is multiplied with; by default 1, beside 4")
     ] = None
-    label: Annotated[str, Field(pattern=r"^[^.]+$")] = "default"
+    label: Annotated[str, Field(pattern=r"^[^.]+$", description="what the adapter is called in its file")] = "default"
 
     def settings(self) -> tuple[float, Activation, float]:
         """Reduction, activation and scaling, those of the kind where none was given."""

@@ -43,8 +43,15 @@ class Freeze(Technique):
         int | None,
         Field(ge=0, description="how many of the top blocks train; by default a third, 0 for the head alone"),
     ] = None
-    targets: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
-    order: Literal["together", "head-first", "gradual"] = "together"
+    targets: Annotated[
+        tuple[str, ...],
+        Field(description="in the place of `top`: parameters or modules, by name or one regular expression"),
+        BeforeValidator(listed),
+    ] = ()
+    order: Annotated[
+        Literal["together", "head-first", "gradual"],
+        Field(description="all from the first step, the head before the rest, or block after block from the top"),
+    ] = "together"
     share: Annotated[float, Field(gt=0, le=1, description="share of the run by which all that trains is open")] = 0.3
     decay: Annotated[
         float, Field(gt=0, le=1, description="the learning rate is multiplied by this for each block further down")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from graftwood.model.decoder import Decoder
@@ -63,8 +63,16 @@ class IA3(LinearTechnique):
     peft: ClassVar[Mapping[str, str]] = {"target_modules": "targets", "feedforward_modules": "inputs"}
     peft_past: ClassVar[tuple[str, ...]] = ("init_ia3_weights",)
 
-    targets: Annotated[tuple[str, ...], BeforeValidator(listed)] = (DEFAULT,)
-    inputs: Annotated[tuple[str, ...], BeforeValidator(listed)] = (DEFAULT,)
+    targets: Annotated[
+        tuple[str, ...],
+        Field(description="linears by name or one regular expression; by default as in the paper"),
+        BeforeValidator(listed),
+    ] = (DEFAULT,)
+    inputs: Annotated[
+        tuple[str, ...],
+        Field(description="those of the targets whose inputs are scaled in the place of their outputs"),
+        BeforeValidator(listed),
+    ] = (DEFAULT,)
 
     def matches(self, decoder: Decoder) -> dict[str, Linear]:
         linears = decoder.linears()

@@ -96,8 +96,16 @@ def _pattern(value: Any) -> Any:
     return dict(part.rpartition("=")[::2] for part in value.split(",") if part.strip())
 
 
-Ranks = Annotated[dict[str, Annotated[int, Field(ge=1)]], BeforeValidator(_pattern)]
-Alphas = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_pattern)]
+Ranks = Annotated[
+    dict[str, Annotated[int, Field(ge=1)]],
+    Field(description="ranks of single linears: `q_proj=4,down_proj=32`"),
+    BeforeValidator(_pattern),
+]
+Alphas = Annotated[
+    dict[str, Annotated[float, Field(gt=0)]],
+    Field(description="alphas of single linears, likewise"),
+    BeforeValidator(_pattern),
+]
 
 
 def by_pattern(patterns: Mapping[str, float], path: str, default: float) -> float:
@@ -138,7 +146,7 @@ class LoRA(LinearTechnique):
     rank: Annotated[int, Field(ge=1, description="rows of A, columns of B")] = 16
     alpha: Annotated[float, Field(gt=0, description="the update is scaled by `alpha / rank`")] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1, description="dropout on the input of A while training")] = 0.0
-    rslora: bool = False
+    rslora: Annotated[bool, Field(description="scale by `alpha / sqrt(rank)` instead")] = False
     rank_pattern: Ranks = Field(default_factory=dict)
     alpha_pattern: Alphas = Field(default_factory=dict)
     start: Annotated[

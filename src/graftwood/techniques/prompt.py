@@ -6,9 +6,10 @@ Source: Lester et al. 2021, arXiv 2104.08691, section 2; the starts are those of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 
 from graftwood.model.decoder import Decoder
 from graftwood.techniques._preface import PrefaceTechnique, Table
@@ -31,9 +32,11 @@ class Prompt(PrefaceTechnique):
         "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
     )  # fmt: skip
 
-    start: Literal["vocabulary", "random"] = "vocabulary"
-    text: str = ""
-    text_ids: tuple[int, ...] = ()
+    start: Annotated[
+        Literal["vocabulary", "random"], Field(description="from random tokens' embeddings, or random numbers")
+    ] = "vocabulary"
+    text: Annotated[str, Field(description="a text to start from, repeated to fill the prompt")] = ""
+    text_ids: Annotated[tuple[int, ...], Field(description="its tokens; made from the text")] = ()
 
     def read(self, encode: Callable[[str], Sequence[int]]) -> Self:
         return self.model_copy(update={"text_ids": tuple(encode(self.text))}) if self.text else self

@@ -36,7 +36,7 @@ class Forecast:
 def forecast(decoder: Decoder, train: Rows, valid: Rows, plan: Plan) -> Forecast:
     """Time the fullest micro-batch forward and backward, an optimiser's step, forward alone, and scale up.
 
-    The optimiser steps at a rate of zero, so parameters stay as they were, and gradients are dropped again.
+    The optimiser steps at a rate of zero along gradients of zero, so parameters stay as they were.
     """
     order = Order(len(train), plan.batch, plan.epochs, plan.seed)
     tokens = round(int(train.sizes.sum()) * order.steps / order.steps_per_epoch)
@@ -50,6 +50,9 @@ def forecast(decoder: Decoder, train: Rows, valid: Rows, plan: Plan) -> Forecast
         started = time.perf_counter()
         (summed_loss(decoder, sample, plan.z_loss) / max(1, len(sample.targets))).backward()
         passed = time.perf_counter()
+        for parameter in decoder.trained().values():
+            if parameter.grad is not None:
+                parameter.grad.zero_()  # a row whose gradient is no number must not spoil the model here
         optimiser.step(0.0)
         stepped = time.perf_counter()
     optimiser.forget()

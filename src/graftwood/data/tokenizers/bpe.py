@@ -86,6 +86,8 @@ class BPETokenizer:
         self.bos = bos
         self.begins = begins
         self.pad = pad
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        self.unknown = tokenizer.token_to_id(unknown) if unknown else None
         self.specials = {
             token.content: index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
         }
