@@ -33,6 +33,8 @@ from graftwood.train.forecast import Forecast, forecast
 from graftwood.train.loop import Plan, Trainer
 from graftwood.training import check_same, cost, drive
 
+WRITING = 2  # a token written takes about as long as so many read, where dozens of rows grow together
+
 
 @dataclass(frozen=True)
 class Job:
@@ -114,6 +116,9 @@ def preview(job: Job, display: Display) -> Forecast:
         f"forecast: {expected.steps} steps, {expected.tokens:,} tokens at {expected.tokens_per_second:.0f} tokens/s: "
         f"about {duration(expected.seconds)} of training, {size(expected.memory_bytes)} of memory"
     )
+    read, written = judge.work(job.base, _paper(job))
+    sitting = (read + WRITING * written) / expected.forward_tokens_per_second
+    display.say(f"measuring: up to {duration(sitting)} for the tuned model, as long for the base where it is not known")
     return expected
 
 
@@ -126,7 +131,7 @@ def execute(job: Job, out: Path, display: Display, resume: bool) -> Card:
         save_toml(job.config.model_copy(update={"out": str(out)}), out / "run.toml")
     started = time.monotonic()
     base = job.base
-    paper = judge.set_paper(base.encoder(job.config.max_length), job.train, job.valid, job.test, job.config.seed)
+    paper = _paper(job)
     with base.decoder.without_deltas():
         engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
         with display.stage("text of the base itself, to measure drift"):
@@ -161,6 +166,11 @@ def execute(job: Job, out: Path, display: Display, resume: bool) -> Card:
     with storage(f"write the report into {out}"):
         write_report(card, out)
     return card
+
+
+def _paper(job: Job) -> judge.Paper:
+    encoder = job.base.encoder(job.config.max_length)
+    return judge.set_paper(encoder, job.train, job.valid, job.test, job.config.seed)
 
 
 def _before(job: Job, engine: Engine, paper: judge.Paper, out: Path, display: Display) -> judge.Sheet:

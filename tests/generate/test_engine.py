@@ -57,6 +57,29 @@ def test_a_batch_says_what_each_row_says_alone(fast: bool, batch: int, tiny_deco
     assert found == [Completion(greedily(tiny_decoder, prompt, 12), "", "length") for prompt in prompts()]
 
 
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("batch", [2, 16])
+def test_what_all_prompts_begin_with_is_read_once(
+    fast: bool, batch: int, tiny_decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beginning = prompts((12,))[0]
+    given = [*([*beginning, *rest] for rest in prompts()), beginning]
+    read = []
+    hidden = Decoder.hidden
+
+    def counted(decoder: Decoder, ids: Tensor, *rest: Any, **named: Any) -> Tensor:
+        read.append(ids.numel())
+        return hidden(decoder, ids, *rest, **named)
+
+    engine = Engine(tiny_decoder, eos=(), fast=fast)
+    monkeypatch.setattr(Decoder, "hidden", counted)
+    found = engine.generate(given, Sampling(max_tokens=6), batch)
+    # The shortest prompt keeps its last token for itself, so that there is a row to read.
+    assert sum(read) == 11 + sum(len(prompt) - 11 for prompt in given) + 5 * len(given)
+    monkeypatch.undo()
+    assert [done.ids for done in found] == [greedily(tiny_decoder, prompt, 6) for prompt in given]
+
+
 @pytest.mark.parametrize("batch", [2, 5])
 def test_rows_that_end_make_room(batch: int, tiny_decoder: Decoder) -> None:
     texts = [greedily(tiny_decoder, prompt, 20) for prompt in prompts()]

@@ -16,6 +16,7 @@ from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.attention import KVCache
 from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder
+from graftwood.technique import TECHNIQUES
 
 LENGTHS = (5, 1, 11)
 architectures = pytest.mark.parametrize("name", ARCHITECTURES.names())
@@ -69,6 +70,37 @@ def test_several_tokens_at_once_continue_too(name: str, tokens: int, tiny_config
     found, expected = decoder(part, cache=cache), decoder(ids)
     for row, length in enumerate(LENGTHS):
         torch.testing.assert_close(found[row], expected[row, length : length + tokens], rtol=1e-4, atol=1e-4)
+
+
+def read_on(decoder: Decoder, ids: Tensor, shared: int) -> None:
+    """Rows whose first `shared` tokens are read once for all of them say what they say alone."""
+    ids = torch.cat([ids[:1, :shared].expand(len(ids), -1), ids[:, shared:]], dim=1)
+    expected, lengths = decoder(ids), [shared + own for own in (4, 1, 6)]
+    first = decoder.new_cache(rows=1, capacity=shared)
+    decoder(ids[:1, :shared], documents=(shared,), cache=first)
+    cache = decoder.new_cache(rows=3, capacity=ids.shape[1])
+    cache.common = first.row(0)
+    rests = [row[shared:length] for row, length in zip(ids, lengths, strict=True)]
+    found = decoder(torch.cat(rests).unsqueeze(0), documents=[len(rest) for rest in rests], cache=cache)[0]
+    wanted = [expected[row, shared:length] for row, length in enumerate(lengths)]
+    torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-4, atol=1e-4)
+    after = decoder(ids[range(3), lengths].unsqueeze(1), cache=cache)[:, 0]
+    torch.testing.assert_close(after, expected[range(3), lengths], rtol=1e-4, atol=1e-4)
+
+
+@architectures
+def test_a_common_beginning_is_read_once(name: str, tiny_config: TinyConfig) -> None:
+    read_on(decoder_of(tiny_config(name)), texts(3), shared=9)
+
+
+@pytest.mark.parametrize("technique", ["lora", "prompt", "prefix", "ptuning", "adapter"])
+def test_a_common_beginning_is_read_once_with_a_technique(technique: str, tiny_config: TinyConfig) -> None:
+    decoder = decoder_of(tiny_config("llama"))
+    TECHNIQUES.get(technique)().apply(decoder, seed=0)
+    with torch.no_grad():
+        for parameter in decoder.trained().values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        read_on(decoder.eval(), texts(3), shared=9)
 
 
 @architectures

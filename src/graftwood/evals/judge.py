@@ -15,7 +15,7 @@ from graftwood.evals import skills, stats
 from graftwood.evals.card import Compared, Gained, Kept, Memory, Sample
 from graftwood.evals.memorisation import memory
 from graftwood.evals.metrics import METRICS, best_over_references, headline
-from graftwood.evals.retention import Moved, Probe, compare
+from graftwood.evals.retention import LENGTH, WINDOWS, Moved, Probe, compare
 from graftwood.evals.score import answer_losses, answers
 from graftwood.evals.skills import Scores
 from graftwood.files import sha256_text
@@ -92,6 +92,15 @@ def sit(
     note("rows of the training set")
     train, valid = answer_losses(base.decoder, paper.train), answer_losses(base.decoder, paper.valid)
     return Sheet(tuple(said), losses, train, valid, ask_skills(base, engine, note))
+
+
+def work(base: Base, paper: Paper) -> tuple[int, int]:
+    """Tokens that one sitting, drift included, has a model read, and at most write."""
+    read, written = skills.work(base)
+    encoder = base.encoder()
+    read += sum(len(encoder.prompt(row)) for row in paper.asked)
+    read += sum(len(e.ids) for part in (paper.heldout, paper.train, paper.valid) for e in part)
+    return read + WINDOWS * LENGTH, written + len(paper.asked) * paper.limit
 
 
 def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:

@@ -32,17 +32,34 @@ class Scores:
 def score_task(base: Base, engine: Engine, task: Task) -> Scores:
     """Ask every item of a task and judge the answers."""
     items = task.items()
-    encoder = base.encoder()
+    contexts, choices = _questions(base, task)
     if task.kind == "program":
-        said = answers(engine, [encoder.ask(item.prompt) for item in items], task.max_tokens)
+        said = answers(engine, contexts, task.max_tokens)
         return Scores(task, tuple(float(followed(i.checks, text)) for i, text in zip(items, said, strict=True)))
-    contexts = [encoder.begin(item.prompt) for item in items]
-    texts = [item.choices or (item.answer,) for item in items]
-    scored = continuations(base.decoder, contexts, [base.tokenizer.encode_batch(choices) for choices in texts])
+    scored = continuations(base.decoder, contexts, choices)
     if task.kind == "word":
         return Scores(task, tuple(float(choices[0].greedy) for choices in scored))
     best = [int(np.argmax([c.log_probability / c.tokens for c in choices])) for choices in scored]
     return Scores(task, tuple(float(pick == item.gold) for pick, item in zip(best, items, strict=True)))
+
+
+def work(base: Base) -> tuple[int, int]:
+    """Tokens that all tasks together have a model read, and at most write."""
+    read = written = 0
+    for task in TASKS.all().values():
+        contexts, choices = _questions(base, task)
+        read += sum(map(len, contexts)) + sum(len(choice) for one in choices for choice in one)
+        written += len(contexts) * task.max_tokens
+    return read, written
+
+
+def _questions(base: Base, task: Task) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """The ids of every item: what comes before the answer, and the choices there are."""
+    items, encoder = task.items(), base.encoder()
+    if task.kind == "program":
+        return [encoder.ask(item.prompt) for item in items], []
+    choices = [base.tokenizer.encode_batch(item.choices or (item.answer,)) for item in items]
+    return [encoder.begin(item.prompt) for item in items], choices
 
 
 def score_all(base: Base, engine: Engine, note: Callable[[str], None]) -> list[Scores]:

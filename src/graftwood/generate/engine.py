@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 import torch
@@ -24,6 +25,8 @@ Finish = Literal["stop", "length"]
 
 # Prompts read in one pass: enough for full matrices, few enough that activations stay small.
 _PREFILL_TOKENS = 4096
+# From here on it is quicker to read what prompts have in common apart: a system message, the words around a question.
+_SHARED_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Engine:
         # Neighbours of like length read fewer positions for each other; the longest come first, to fail or fit at once.
         waiting = deque(sorted(rows, key=lambda row: -len(row.prompt)))
         growing = _Batch(self._plan, self._eos, sampling, min(batch, len(rows)), max(row.total for row in rows))
+        growing.begin(_beginning(prompts))
         while waiting or growing.rows:
             growing.step(_next(waiting, growing.room))
         return [row.completion() for row in rows]
@@ -147,11 +151,20 @@ class _Batch:
         self._eos = frozenset() if sampling.ignore_eos else eos
         with torch.inference_mode():
             self._cache = plan.new_cache(rows, capacity)
+        self._begun = 0
 
     @property
     def room(self) -> int:
         """How many more rows may join."""
         return self._cache.rows - len(self.rows)
+
+    @torch.inference_mode()
+    def begin(self, ids: Sequence[int]) -> None:
+        """Read once what all prompts begin with."""
+        if ids:
+            cache = self._plan.new_cache(1, len(ids))
+            self._plan.hidden(self._tensor([ids]), documents=(len(ids),), cache=cache)
+            self._cache.common, self._begun = cache.row(0), len(ids)
 
     @torch.inference_mode()
     def step(self, joining: Sequence[_Row]) -> None:
@@ -171,8 +184,8 @@ class _Batch:
 
     def _read(self, joining: Sequence[_Row]) -> Tensor:
         """Hidden states at the prompts' last tokens, [rows, C]."""
-        lengths = [len(row.prompt) for row in joining]
-        ids = self._tensor([[index for row in joining for index in row.prompt]])
+        lengths = [len(row.prompt) - self._begun for row in joining]
+        ids = self._tensor([[index for row in joining for index in row.prompt[self._begun :]]])
         ends = self._tensor(lengths).cumsum(0) - 1
         return self._plan.hidden(ids, documents=lengths, cache=self._cache)[0, ends]
 
@@ -197,6 +210,13 @@ class _Batch:
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
         return torch.tensor(values, device=self._plan.device)
+
+
+def _beginning(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """What all prompts begin with, where reading it once is worth it; every prompt keeps a token of its own."""
+    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    return shared if len(prompts) > 1 and len(shared) >= _SHARED_TOKENS else []
 
 
 def _next(waiting: deque[_Row], room: int) -> list[_Row]:

@@ -26,7 +26,9 @@ class KVCache:
     """Keys and values of the tokens each row has seen, and the rotary angles of every position there is room for.
 
     `lengths` are the tokens seen, by row; it begins without rows. `admit` and `advance` make room for tokens and say
-    how a forward pass reaches them, so a cache serves one pass at a time.
+    how a forward pass reaches them, so a cache serves one pass at a time. Where
+    all rows begin alike, `common` is what `row` gave of that beginning, a technique's part included; documents that are
+    admitted then go on from there.
     """
 
     def __init__(self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -38,9 +40,11 @@ class KVCache:
         self._flat = self._states.view(2 * config.layers, -1, config.head_size).unbind()
         self._turns = turning(config, torch.arange(capacity, device=device), dtype)
         self._windows = {window for window in config.windows if window is not None}
+        self.common: Tensor | None = None
 
     def admit(self, documents: tuple[int, ...], prefix: Tensor | None = None) -> Scope:
         """A new row for each of the documents that lie end to end in a batch of one; each begins with the prefix."""
+        prefix = prefix if self.common is None else self.common
         rows = range(len(self.lengths), len(self.lengths) + len(documents))
         start = 0 if prefix is None else prefix.shape[1]
         assert rows.stop <= self.rows, "the cache has no row left"

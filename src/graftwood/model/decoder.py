@@ -243,7 +243,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, tuple[int, ...] | None, Tensor | None]:
         """Inputs, the documents' lengths, and, where a prompt stands among them, the places of the tokens."""
         x = self.embedded(ids)
-        if self.prompt is None or (cache is not None and documents is None):
+        if self.prompt is None or (cache is not None and (documents is None or cache.common is not None)):
             return x, documents, None
         prompt = self.prompt().to(x.dtype)
         before, lengths = len(prompt), documents or (ids.shape[1],)

@@ -26,6 +26,7 @@ class Forecast:
     valid_seconds: float
     memory_bytes: int
     tokens_per_second: float
+    forward_tokens_per_second: float
 
     @property
     def seconds(self) -> float:
@@ -73,4 +74,5 @@ def forecast(decoder: Decoder, train: Rows, valid: Rows, plan: Plan) -> Forecast
         valid_seconds=valid_tokens / forward_speed,
         memory_bytes=memory,
         tokens_per_second=tokens / train_seconds,
+        forward_tokens_per_second=forward_speed,
     )
