@@ -58,6 +58,8 @@ LORA = TECHNIQUES.get("lora")
         ({"alpha": float("inf")}, ("alpha=inf", "finite")),
         ({"dropout": 1.0, "targets": []}, ("dropout=1.0", "targets=[]", "at least 1 item")),
         ({"targets": " , "}, ("targets=()", "at least 1 item")),
+        ({"targets": ".*(q_proj"}, ("'.*(q_proj' is no regular expression",)),
+        ({"rank_pattern": {"(q": 4}}, ("'(q' is no regular expression",)),
     ],
 )
 def test_bad_options_of_lora_are_named_together(options: dict[str, object], parts: tuple[str, ...]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor, nn
 
 from graftwood.errors import nearest
@@ -30,10 +30,26 @@ def listed(value: Any) -> Any:
     return (value,) if _PATTERN.search(value) else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+def regular(patterns: Iterable[str]) -> None:
+    """Raises: ValueError for what is meant as a regular expression and is none."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+
+
+def patterned(targets: tuple[str, ...]) -> tuple[str, ...]:
+    """The targets. Raises: ValueError for a pattern that is no regular expression."""
+    regular(target for target in targets if _PATTERN.search(target))
+    return targets
+
+
 Targets = Annotated[
     tuple[str, ...],
     Field(min_length=1, description="what is changed: names, comma-separated, one regular expression, or everything"),
     BeforeValidator(listed),
+    AfterValidator(patterned),
 ]
 
 

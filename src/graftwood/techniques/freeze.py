@@ -10,14 +10,14 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor, nn
 
 from graftwood.errors import nearest
 from graftwood.model.decoder import Decoder
 from graftwood.model.weights import from_files, to_files
 from graftwood.technique import Technique, copy_tensors
-from graftwood.techniques._linear import listed, names
+from graftwood.techniques._linear import listed, names, patterned
 
 
 class Freeze(Technique):
@@ -47,6 +47,7 @@ class Freeze(Technique):
         tuple[str, ...],
         Field(description="in the place of `top`: parameters or modules, by name or one regular expression"),
         BeforeValidator(listed),
+        AfterValidator(patterned),
     ] = ()
     order: Annotated[
         Literal["together", "head-first", "gradual"],

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor, nn
 
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear
-from graftwood.techniques._linear import ALL_LINEAR, LinearTechnique, leaves, listed, matched, unmatched
+from graftwood.techniques._linear import ALL_LINEAR, LinearTechnique, leaves, listed, matched, patterned, unmatched
 
 DEFAULT = "default"
 
@@ -67,11 +67,13 @@ class IA3(LinearTechnique):
         tuple[str, ...],
         Field(description="linears by name or one regular expression; by default as in the paper"),
         BeforeValidator(listed),
+        AfterValidator(patterned),
     ] = (DEFAULT,)
     inputs: Annotated[
         tuple[str, ...],
         Field(description="those of the targets whose inputs are scaled in the place of their outputs"),
         BeforeValidator(listed),
+        AfterValidator(patterned),
     ] = (DEFAULT,)
 
     def matches(self, decoder: Decoder) -> dict[str, Linear]:

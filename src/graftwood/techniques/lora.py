@@ -14,12 +14,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor, nn
 
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear
-from graftwood.techniques._linear import LinearTechnique
+from graftwood.techniques._linear import LinearTechnique, regular
 from graftwood.techniques._peft import options_from
 
 # How PEFT's other starts begin is no matter once A and B are there; those that also change the base's weights are
@@ -96,15 +96,22 @@ def _pattern(value: Any) -> Any:
     return dict(part.rpartition("=")[::2] for part in value.split(",") if part.strip())
 
 
+def _regular(patterns: Mapping[str, float]) -> Mapping[str, float]:
+    regular(patterns)
+    return patterns
+
+
 Ranks = Annotated[
     dict[str, Annotated[int, Field(ge=1)]],
     Field(description="ranks of single linears: `q_proj=4,down_proj=32`"),
     BeforeValidator(_pattern),
+    AfterValidator(_regular),
 ]
 Alphas = Annotated[
     dict[str, Annotated[float, Field(gt=0)]],
     Field(description="alphas of single linears, likewise"),
     BeforeValidator(_pattern),
+    AfterValidator(_regular),
 ]
 
 
@@ -208,6 +215,7 @@ class LoRA(LinearTechnique):
     def from_peft(cls, config: Mapping[str, Any]) -> Self:
         given = config.get("init_lora_weights", True)
         odd = [] if config.get("target_modules") else ["target_modules"]
-        odd += [] if given in _STARTS else ["init_lora_weights"]
+        known = isinstance(given, bool | str | None) and given in _STARTS
+        odd += [] if known else ["init_lora_weights"]
         options = options_from(cls.title, config, cls.peft, (*cls.peft_past, "use_dora"), odd)
         return cls.parse({"rank": 8, "alpha": 8, "start": _STARTS[given]} | options)
