@@ -206,7 +206,8 @@ def _save(job: Job, out: Path) -> None:
 
 def _chosen(job: Job, trainer: Trainer) -> Chosen:
     config, plan = job.config, job.plan
-    settings = {name: str(value) for name, value in job.technique.model_dump().items()}
+    options = job.technique.model_dump().items()
+    settings = {name: ", ".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in options}
     settings |= {
         "learning rate": f"{plan.learning_rate:g}",
         "epochs": f"{config.epochs:g}",

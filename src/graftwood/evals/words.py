@@ -278,7 +278,11 @@ def cost_line(cost: Cost) -> str:
 
 def machine_line(cost: Cost) -> str:
     """The machine, as far as it was recorded."""
-    return ", ".join(f"{one_line(name)} {one_line(str(item))}" for name, item in cost.machine.items())
+    shown = {
+        name.removesuffix("_bytes"): storage(item) if name.endswith("_bytes") and isinstance(item, int) else str(item)
+        for name, item in cost.machine.items()
+    }
+    return ", ".join(f"{one_line(name)} {one_line(item)}" for name, item in shown.items())
 
 
 def title_line(card: Card) -> str:
