@@ -30,7 +30,7 @@ LAYERS = (
     ("config", "runtime"),
     ("hub",),
     ("data", "model"),
-    ("base", "technique", "scaling"),
+    ("base", "technique", "scaling", "planner"),
     ("techniques",),
     ("checkpoint",),
     ("train", "generate"),

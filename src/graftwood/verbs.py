@@ -1,4 +1,4 @@
-"""The verbs that make a model from text: `tokenizer train`, `prepare`, `pretrain`."""
+"""The verbs that make a model from text: `tokenizer train`, `prepare`, `pretrain`, and on paper `plan`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
     _pretrain.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
     _pretrain.__doc__ = "Make a model from text, or go on training one on text."
     app.command("pretrain")(_pretrain)
+    app.command("plan")(plan)
 
 
 @tokenizer.command("train")
@@ -113,6 +114,47 @@ def _pretrain(**given: Any) -> None:
     if not dry and told.stopped == "stopped by you":
         display.say("stopped early; go on with the same command and --resume")
         raise typer.Exit(130)
+
+
+def plan(
+    model: Annotated[str, typer.Argument(help="a published model, such as gpt3-175b")],
+    gpus: Annotated[str, typer.Option("--gpus", help="how many and which, such as 1024xA100-80GB")],
+    tokens: Annotated[str, typer.Option("--tokens", help="tokens to train on")] = "300B",
+    batch_tokens: Annotated[str, typer.Option("--batch-tokens", help="tokens of an optimiser's step")] = "4M",
+    sequence: Annotated[
+        int | None, typer.Option("--sequence", min=1, help="tokens of a sequence; by default all")
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Say on paper what pre-training a published model takes on a cluster: memory, layout, speed, time."""
+    from graftwood import planner
+    from graftwood.errors import ConfigError
+
+    number, _, gpu = gpus.partition("x")
+    if not number.isdigit() or not int(number) or not gpu:
+        raise ConfigError(f"--gpus {gpus} is not a number and a GPU; write 1024xA100-80GB or the like")
+    shape, positions = planner.published_shape(model)
+    length = sequence or positions
+    wanted, step = float(_count(tokens) or 0), float(_count(batch_tokens) or 0)
+    found = planner.plan(shape, int(number), gpu, length, step, wanted)
+    if json_:
+        print(json.dumps(asdict(found) | {"parameters": shape.parameters, "sequence": length}, indent=2))
+        return
+    layout, days = found.layout, found.seconds / 86_400
+    low, high = days * 2**-planner.SPREAD, days * 2**planner.SPREAD
+    kept = "every layer's activations made again" if layout.recompute else "attention's scores made again"
+    print(f"{model}: {shape.parameters / 1e9:,.1f} B parameters, sequences of {length:,}, {tokens} tokens")
+    print(f"layout: tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}, {kept}")
+    print(f"batch: {found.batch_tokens:,} tokens in micro-batches of one sequence")
+    print(
+        f"memory of a GPU: {found.memory / 1e9:.1f} GB (states {found.states / 1e9:.1f}, activations "
+        f"{found.activations / 1e9:.1f}, logits {found.logits / 1e9:.1f})"
+    )
+    print(
+        f"speed: {found.tokens_per_second / layout.gpus:,.0f} tokens/s a GPU, {found.tokens_per_second:,.0f} in all, "
+        f"{found.share_of_peak:.0%} of the peak"
+    )
+    print(f"time: {days:,.1f} days ({low:,.1f} to {high:,.1f} as published runs spread)")
 
 
 def _count(given: str | None) -> int | None:
