@@ -70,7 +70,7 @@ def main() -> int:
         name = f"{family} {str(dtype).removeprefix('torch.')} {'.bin' if pickled else 'safetensors'} to {asked}"
         side = measure(case, 100 if given.smoke else 2000, given.threads)
         sides[name] = [side]
-        shares[name] = side.turns[0]["peak_bytes"] / side.turns[0]["model_bytes"]
+        shares[name] = side.turns[0]["rise_bytes"] / side.turns[0]["model_bytes"]
         say(f"{name}: peak {shares[name]:.3f} of the model")
     worst = max(shares, key=lambda name: shares[name])
     figure = Figure(

@@ -27,7 +27,7 @@ def main() -> None:
         before = _resident("VmRSS")
         decoder = load_decoder(Path(turns.work["checkpoint"]), place("cpu", turns.work["dtype"]))
         size = sum(parameter.nbytes for parameter in decoder.parameters())
-        return {"model_bytes": size, "peak_bytes": _resident("VmHWM") - before}
+        return {"model_bytes": size, "rise_bytes": _resident("VmHWM") - before}
 
     turns.ready("torch", "graftwood")
     turns.serve(turn)
