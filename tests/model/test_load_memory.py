@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-from graftwood.model.architecture import ARCHITECTURES
-from graftwood.model.config import ModelConfig
-from graftwood.model.decoder import Decoder
-from graftwood.model.tensor_files import PICKLED_SINGLE
-from graftwood.model.weights import save_tensors, to_files
+from bench.load_memory import make
 
 LOAD = """
 import sys
@@ -34,22 +28,9 @@ print(sum(p.nbytes for p in decoder.parameters()), resident("VmHWM") - before)
 """
 
 
-def checkpoint(folder: Path, family: str, layers: int, dtype: torch.dtype, pickled: bool) -> Path:
-    """A checkpoint of zeros, about 25 MB a layer at two bytes a parameter."""
+def checkpoint(folder: Path, family: str, megabytes: float, dtype: torch.dtype, pickled: bool) -> Path:
     folder.mkdir()
-    entry = ARCHITECTURES.get(family)
-    sizes = {"hidden_size": 1024, "layers": layers, "heads": 16, "kv_heads": 16, "head_size": 64}
-    config = ModelConfig(
-        architecture=family, vocab_size=4096, feed_forward_size=4096, max_positions=64, norm_eps=1e-5, **sizes
-    )
-    decoder = Decoder(entry, entry.read(entry.write(config))).requires_grad_(False).to(dtype)
-    for parameter in decoder.parameters():
-        parameter.zero_()
-    (folder / "config.json").write_text(json.dumps(entry.write(decoder.config)), encoding="utf-8")
-    if pickled:
-        torch.save(to_files(decoder), folder / PICKLED_SINGLE)
-    else:
-        save_tensors(to_files(decoder), folder)
+    make(folder, family, dtype, pickled, megabytes)
     return folder
 
 
@@ -64,8 +45,8 @@ def checkpoint(folder: Path, family: str, layers: int, dtype: torch.dtype, pickl
     ids=["another format", "split matrices", "a pickle of transposed matrices"],
 )
 def test_peak_memory(family: str, stored: torch.dtype, asked: str, pickled: bool, tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "big", family, 8, stored, pickled)
-    small = checkpoint(tmp_path / "small", family, 1, stored, pickled)
+    folder = checkpoint(tmp_path / "big", family, 400, stored, pickled)
+    small = checkpoint(tmp_path / "small", family, 100, stored, pickled)
     command = [sys.executable, "-c", LOAD, str(folder), asked, str(small)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
