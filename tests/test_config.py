@@ -58,11 +58,13 @@ def test_a_saved_run_comes_back_as_it_was(tmp_path: Path, config: RunConfig) -> 
 
 
 def test_a_file_says_all_that_was_decided(tmp_path: Path) -> None:
-    save_toml(RunConfig(data="rows.jsonl", options={"rank": 8}), tmp_path / "run.toml")
+    held = {"kl": {"weight": 2.0}, "interpolate": {}}
+    save_toml(RunConfig(data="rows.jsonl", options={"rank": 8}, anchors=held), tmp_path / "run.toml")
     values = read_toml(tmp_path / "run.toml")
     never = {name for name, info in RunConfig.model_fields.items() if info.default is None}
     assert set(values) == set(RunConfig.model_fields) - never
     assert values["options"] == {"rank": 8}
+    assert values["anchors"] == held
 
 
 def write(folder: Path, text: str) -> Path:

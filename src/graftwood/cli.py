@@ -34,6 +34,9 @@ from graftwood.flags import (
     normal,
     tune_signature,
 )
+from graftwood.flags import (
+    anchors as anchors_given,
+)
 from graftwood.preparation import prepare
 
 if TYPE_CHECKING:
@@ -60,7 +63,8 @@ def _tune(**given: Any) -> None:
     file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
     options = assignments(given.pop("set_"))
     options |= {key: value for key in TECHNIQUE_FLAGS if (value := given.pop(key)) is not None}
-    config = resolve(file, given | ({"options": options} if options else {}))
+    held = anchors_given(given.pop("anchor"))
+    config = resolve(file, given | {"options": options or None, "anchors": held or None})
     display = Display()
     if dry:
         expected = dry_run(config, display)
@@ -296,6 +300,22 @@ def techniques(json_: JsonFlag = False) -> None:
         print(f"{row['name']:8} {row['title']}: {row['formula']}")
         print(f"{'':8} trains {row['trains']}; saves {row['saves']}; costs {row['costs']}")
         print(f"{'':8} options: {options}; lr {row['learning_rate']:g}; {row['source']}")
+
+
+@app.command()
+def anchors(json_: JsonFlag = False) -> None:
+    """List what can hold a model to its base while it learns: formula, cost, options and source of each."""
+    from graftwood.anchor import ANCHORS
+
+    rows = [kind.summary() for kind in ANCHORS.all().values()]
+    if json_:
+        _print_json(rows)
+        return
+    for row in rows:
+        options = ", ".join(f"{key}={value}" for key, value in row["options"].items()) or "none"
+        print(f"{row['name']:12} {row['title']}: {row['formula']}")
+        print(f"{'':12} costs {row['cost']}")
+        print(f"{'':12} options: {options}; {row['source']}")
 
 
 def _version(wanted: bool) -> None:

@@ -54,6 +54,10 @@ class RunConfig(BaseModel):
     base_precision: Annotated[
         str, Field(pattern="^(full|int8|q4)$", description="full, or int8 or q4 for a frozen base in less memory")
     ] = "full"
+    anchors: Annotated[
+        dict[str, dict[str, Option]],
+        Field(description="what holds the model to its base: a table of options for each; see `graft anchors`"),
+    ] = Field(default_factory=dict)
     options: Annotated[
         dict[str, Option], Field(description="options of the technique, such as rank or targets for LoRA")
     ] = Field(default_factory=dict)
@@ -121,10 +125,12 @@ class PretrainConfig(BaseModel):
 
 
 def resolve(file: Path | None, flags: Mapping[str, Any]) -> RunConfig:
-    """`read_config` of a tuning run, whose technique's options are a table of their own."""
-    options = flags.get("options") or {}
-    below = read_toml(file).get("options", {}) if file is not None else {}
-    merged = {"options": below | dict(options)} if isinstance(below, dict) else {}
+    """`read_config` of a tuning run, whose technique's and anchors' options are tables of their own."""
+    below = read_toml(file) if file is not None else {}
+    merged: dict[str, Any] = {}
+    for table in ("options", "anchors"):
+        own, given = below.get(table, {}), flags.get(table) or {}
+        merged |= {table: own | dict(given)} if isinstance(own, dict) else {}
     return read_config(RunConfig, file, {**flags, **merged})
 
 
@@ -142,6 +148,15 @@ def read_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
         raise ConfigError(where + "; ".join(_problem(kind, dict(problem)) for problem in error.errors())) from None
 
 
+def parse_options(kind: type[Config], name: str, options: Mapping[str, Any]) -> Config:
+    """Options as a user gave them to an entry. Raises: ConfigError naming every one that is unknown or out of range."""
+    try:
+        return kind.model_validate(dict(options))
+    except ValidationError as error:
+        problems = [_entry_problem(kind, dict(problem)) for problem in error.errors()]
+        raise ConfigError(f"{name}: " + "; ".join(problems)) from None
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a dictionary. Raises: ConfigError for a missing file or a line that does not parse."""
     try:
@@ -155,10 +170,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 def save_toml(config: BaseModel, path: Path) -> None:
     """Write a run file that reruns exactly this; a None is left out, since TOML has no such value."""
     values = config.model_dump()
-    options = values.pop("options", {})
+    tables = {"options": values.pop("options", {})}
+    tables |= {f"anchors.{name}": options for name, options in values.pop("anchors", {}).items()}
     lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
-    if options:
-        lines += ["", "[options]", *(f"{key} = {_toml(value)}" for key, value in options.items())]
+    for name, table in tables.items():
+        if table or name != "options":
+            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
     atomic_write(path, "\n".join(lines) + "\n")
 
 
@@ -181,4 +198,12 @@ def _problem(kind: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"no option {name!r}.{nearest(name, fields)} Options: {', '.join(fields)}{below}"
     if problem["type"] == "missing":
         return f"{name} is missing: give --{name.replace('_', '-')} or the key {name} in a run file"
+    return f"{name}={problem['input']!r}: {problem['msg'].lower()}"
+
+
+def _entry_problem(kind: type[BaseModel], problem: dict[str, Any]) -> str:
+    name = ".".join(str(part) for part in problem["loc"]) or "options"
+    if problem["type"] == "extra_forbidden":
+        fields = kind.model_fields
+        return f"no option {name!r}.{nearest(name, fields)} Options: {', '.join(fields) or 'none'}"
     return f"{name}={problem['input']!r}: {problem['msg'].lower()}"

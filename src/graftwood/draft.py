@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from graftwood.anchor import ANCHORS, Anchor
 from graftwood.config import RunConfig
 from graftwood.data.sources import Source, Splits, load_splits
 from graftwood.errors import ConfigError, GraftError
@@ -24,13 +25,14 @@ class Draft:
     technique: Technique
     plan: Plan
     reasons: dict[str, str]
+    anchors: tuple[Anchor, ...]
     splits: Splits
 
 
-def choose(config: RunConfig) -> tuple[Technique, Plan, dict[str, str]]:
-    """Technique, training plan and the reason of each value that was not given.
+def choose(config: RunConfig) -> tuple[Technique, Plan, dict[str, str], tuple[Anchor, ...]]:
+    """Technique, training plan, the reason of each value that was not given, and the anchors.
 
-    Raises: ConfigError for an unknown technique or an option it does not have.
+    Raises: ConfigError for an unknown technique or anchor or an option it does not have.
     """
     kind = TECHNIQUES.get(config.technique)
     technique = kind.parse(config.options)
@@ -54,7 +56,10 @@ def choose(config: RunConfig) -> tuple[Technique, Plan, dict[str, str]]:
         patience=config.patience,
         save_seconds=config.save_seconds,
     )
-    return technique, plan, reasons
+    anchors = tuple(ANCHORS.get(name).parse(options) for name, options in config.anchors.items())
+    for anchor in anchors:
+        plan = anchor.plan(plan)
+    return technique, plan, reasons, anchors
 
 
 def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], Decoder] | None = None) -> Draft:
@@ -84,6 +89,7 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
         problems.append(ConfigError(f"{why}; {fix}"))
     if chosen is not None and decoder is not None:
         problems += map(ConfigError, chosen[0].problems(decoder))
+        problems += [ConfigError(what) for anchor in chosen[3] for what in anchor.problems(chosen[0], decoder)]
     if len(problems) == 1:
         raise problems[0]
     if chosen is None or splits is None or problems:

@@ -64,7 +64,7 @@ def _config_flags(config: type[BaseModel]) -> list[inspect.Parameter]:
     parameters = [inspect.Parameter("file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=run_file)]
     short = {"data": "-d", "model": "-m", "out": "-o"}
     for name, info in config.model_fields.items():
-        if name == "options":
+        if name in ("options", "anchors"):
             continue
         default = "" if info.default is None or info.is_required() else f" [default: {info.default}]"
         long = f"--{name.replace('_', '-')}"
@@ -92,6 +92,7 @@ def tune_signature() -> inspect.Signature:
     from graftwood.config import RunConfig
 
     more = [_flag(name, kind, help_) for name, (kind, help_) in TECHNIQUE_FLAGS.items()] + [
+        _flag("anchor", list[str], "what holds to the base: NAME or NAME:key=value,key=value; may be given again"),
         _flag("set_", list[str], "any other option of the technique, as key=value", names=("--set",)),
         _flag("resume", bool, "go on from the last checkpoint of the run folder", False, ("--resume",)),
         _flag("dry_run", bool, "only say what would run and what it would take", False, ("--dry-run",)),
@@ -118,12 +119,21 @@ def assignments(given: list[str] | None) -> dict[str, Any]:
     for assignment in given or []:
         key, equals, value = assignment.partition("=")
         if not equals:
-            raise ConfigError(f"--set {assignment!r} is not key=value")
+            raise ConfigError(f"{assignment!r} is not key=value")
         try:
             options[key] = json.loads(value)
         except ValueError:
             options[key] = value
     return options
+
+
+def anchors(given: list[str] | None) -> dict[str, dict[str, Any]]:
+    """`NAME:key=value,key=value` flags as a table of options for each anchor."""
+    found: dict[str, dict[str, Any]] = {}
+    for anchor in given or []:
+        name, _, options = anchor.partition(":")
+        found[name] = assignments(options.split(",") if options else [])
+    return found
 
 
 def normal(argument: str) -> str:

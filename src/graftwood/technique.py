@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from graftwood.errors import ConfigError, nearest
+from graftwood.config import parse_options
+from graftwood.errors import ConfigError
 from graftwood.model.decoder import Decoder
 from graftwood.registry import Registry
 
@@ -103,6 +104,19 @@ class Technique(BaseModel, ABC):
         """
         raise ConfigError(f"{self.name} cannot be merged: {self.cannot_merge}")
 
+    @torch.no_grad()
+    def dial(self, decoder: Decoder, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> None:
+        """Put what trained at a share of its way: 0 is where it began, 1 where it ended, to the bit.
+
+        The way is straight in the technique's own parameters. Source: Wortsman et al. 2021, arXiv 2109.01903.
+
+        Raises: ConfigError where the beginning is not the base.
+        """
+        if not self.starts_at_base:
+            raise ConfigError(f"{self.name} does not begin at the base, so there is no way from it to go back on")
+        for name, parameter in decoder.trained().items():
+            parameter.copy_(end[name] if alpha == 1 else torch.lerp(start[name], end[name], alpha))
+
     def rates(self, decoder: Decoder) -> dict[str, float]:
         """What multiplies the learning rate, for each parameter that does not train at the rate itself."""
         return {}
@@ -131,11 +145,7 @@ class Technique(BaseModel, ABC):
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> Self:
         """Options as a user gave them. Raises: ConfigError naming every option that is unknown or out of range."""
-        try:
-            return cls.model_validate(dict(options))
-        except ValidationError as error:
-            problems = [_problem(cls, dict(problem)) for problem in error.errors()]
-            raise ConfigError(f"{cls.name}: " + "; ".join(problems)) from None
+        return parse_options(cls, cls.name, options)
 
 
 @torch.no_grad()
@@ -153,14 +163,6 @@ def copy_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what
         raise ConfigError(f"{what} does not fit this base: " + "; ".join(problems[:10]) + more)
     for name, place in wanted.items():
         place.copy_(given[name])
-
-
-def _problem(technique: type[Technique], problem: dict[str, Any]) -> str:
-    name = ".".join(str(part) for part in problem["loc"]) or "options"
-    if problem["type"] == "extra_forbidden":
-        fields = technique.model_fields
-        return f"no option {name!r}.{nearest(name, fields)} Options: {', '.join(fields) or 'none'}"
-    return f"{name}={problem['input']!r}: {problem['msg'].lower()}"
 
 
 def _entry(value: object) -> type[Technique] | None:

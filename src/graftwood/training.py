@@ -85,7 +85,8 @@ def _logged(event: Stepped | Evaluated, trainer: Trainer) -> dict[str, Any]:
     """One line of `metrics.jsonl`, under the names that transformers' users know."""
     if isinstance(event, Evaluated):
         return {"step": event.step, "eval_loss": event.valid_loss, "drift": event.drift, "best": event.best}
-    return {
+    held = {"anchor_loss": event.held} if event.held else {}
+    return held | {
         "step": event.step,
         "epoch": round(event.step / trainer.order.steps_per_epoch, 4),
         "loss": event.loss,

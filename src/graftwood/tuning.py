@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from graftwood.anchor import Anchor, Ground
 from graftwood.base import Base
 from graftwood.checkpoint import save_adapter, save_model
 from graftwood.config import RunConfig, save_toml
@@ -22,11 +24,12 @@ from graftwood.draft import IN_MEMORY, Draft
 from graftwood.evals import judge, skills
 from graftwood.evals.card import Card, Chosen, CurvePoint
 from graftwood.evals.report import write_report
-from graftwood.evals.retention import Probe, compare, precision, probe_for
+from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.task import TASKS
 from graftwood.files import sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.model.decoder import count_parameters
+from graftwood.model.expected import Expected
 from graftwood.progress import Display, duration, size
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast, forecast
@@ -45,6 +48,7 @@ class Job:
     technique: Technique
     plan: Plan
     reasons: dict[str, str]
+    anchors: tuple[Anchor, ...]
     splits: Splits
     train: list[Example]
     valid: list[Example]
@@ -63,7 +67,9 @@ def prepare(drafted: Draft, base: Base, display: Display) -> Job:
     train, valid, test = (encode_rows(encoder, rows) for rows in (splits.train, splits.valid, splits.test))
     technique.apply(base.decoder, config.seed)
     warnings = _describe(display, splits, train, [*valid, *test], encoder.max_length)
-    return Job(config, base, technique, drafted.plan, drafted.reasons, splits, train, valid, test, warnings)
+    return Job(
+        config, base, technique, drafted.plan, drafted.reasons, drafted.anchors, splits, train, valid, test, warnings
+    )
 
 
 def _lasting(config: RunConfig, base: Base) -> RunConfig:
@@ -175,7 +181,7 @@ def _paper(job: Job) -> judge.Paper:
 
 def _before(job: Job, engine: Engine, paper: judge.Paper, out: Path, display: Display) -> judge.Sheet:
     """The base's own results, kept in the run folder so that a resumed run need not put the same paper again."""
-    kept, key = out / "base.json", sha256_text(job.base.fingerprint, precision(job.base.decoder), paper.fingerprint)
+    kept, key = out / "base.json", sha256_text(job.base.fingerprint, job.base.decoder.precision, paper.fingerprint)
     stored = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     if stored.get("key") == key:
         pairs = {key: [(total, count) for total, count in stored[key]] for key in ("losses", "train", "valid")}
@@ -188,13 +194,21 @@ def _before(job: Job, engine: Engine, paper: judge.Paper, out: Path, display: Di
     return sheet
 
 
-def _train(job: Job, probe: Probe, out: Path, display: Display, resume: bool) -> tuple[Trainer, tuple[CurvePoint, ...]]:
+def _train(
+    job: Job, probe: Expected, out: Path, display: Display, resume: bool
+) -> tuple[Trainer, tuple[CurvePoint, ...]]:
     gauge = judge.drift_gauge(job.base, probe)
     rows = Examples(job.train), Examples(job.valid)
     decoder, technique = job.base.decoder, job.technique
     rates, stage = technique.rates(decoder), partial(technique.stage, decoder)
-    trainer = Trainer(decoder, *rows, job.plan, out / "checkpoints", gauge, rates, stage)
-    return trainer, drive(trainer, out, display, resume)
+    ground = Ground(job.base, technique, rows[0], job.plan, display.stage)
+    holds = [anchor.hold(ground) for anchor in job.anchors]
+    trainer = Trainer(decoder, *rows, job.plan, out / "checkpoints", gauge, rates, stage, holds)
+    curve = drive(trainer, out, display, resume)
+    dial = math.prod(anchor.dial for anchor in job.anchors)
+    if dial != 1:
+        trainer.dial(technique, dial)
+    return trainer, curve
 
 
 def _save(job: Job, out: Path) -> None:
@@ -215,6 +229,7 @@ def _chosen(job: Job, trainer: Trainer) -> Chosen:
         "schedule": "linear",
         "seed": str(config.seed),
     }
+    settings |= {f"anchor {anchor.name}": _listed(anchor) for anchor in job.anchors}
     decoder = job.base.decoder
     return Chosen(
         technique=job.technique.title,
@@ -227,3 +242,7 @@ def _chosen(job: Job, trainer: Trainer) -> Chosen:
         steps=trainer.progress.step,
         epochs=trainer.progress.step / trainer.order.steps_per_epoch,
     )
+
+
+def _listed(anchor: Anchor) -> str:
+    return ", ".join(f"{name} {value}" for name, value in anchor.model_dump().items())

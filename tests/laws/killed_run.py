@@ -25,7 +25,7 @@ from graftwood.checkpoint import load_step, step_folders
 from graftwood.config import PretrainConfig, RunConfig
 from graftwood.corpora import prepare_corpus
 from graftwood.draft import draft
-from graftwood.evals.retention import score_probe
+from graftwood.model.expected import expect
 from graftwood.progress import Display
 from graftwood.runtime import Place
 from graftwood.tuning import _train, prepare
@@ -49,7 +49,7 @@ def tuning(folder: Path) -> Train:
     base = open_base(str(folder), Place(torch.device("cpu"), torch.float32))
     job = prepare(draft(config, ROWS), base, QUIET)
     ids = torch.randint(0, 320, (6, 16), generator=torch.Generator().manual_seed(0))
-    probe = score_probe(base.decoder, ids)
+    probe = expect(base.decoder, ids)
     return lambda out: _train(job, probe, out, QUIET, resume=True)
 
 

@@ -17,13 +17,15 @@ from conftest import CPU
 from graftwood.base import Base, open_base
 from graftwood.data.batch import Examples
 from graftwood.evals import judge
-from graftwood.evals.retention import Probe, compare, probe_for, sample_windows, score_probe
+from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.score import ROWS, Continuation, answer_losses, continuations
 from graftwood.evals.skills import Scores, compare_skills, kept_share, score_task, worst_skill
 from graftwood.evals.task import Item, Task
 from graftwood.files import cache_home
 from graftwood.generate.engine import Engine
 from graftwood.model.decoder import Decoder
+from graftwood.model.expected import Expected, expect
+from graftwood.samples import sample_windows
 from graftwood.technique import TECHNIQUES
 from graftwood.techniques.lora import LoRA
 from graftwood.train.loop import Trainer
@@ -38,8 +40,8 @@ def base(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> Base:
 
 
 @pytest.fixture
-def probe(base: Base) -> Probe:
-    return score_probe(base.decoder, sample_windows(base, engine(base), windows=24, length=48))
+def probe(base: Base) -> Expected:
+    return expect(base.decoder, sample_windows(base, engine(base), windows=24, length=48, seed=0))
 
 
 def engine(base: Base) -> Engine:
@@ -96,7 +98,7 @@ def choice_task(base: Base, right: float = 0.8) -> Task:
 
 
 @pytest.mark.parametrize("name", [None, *(n for n in TECHNIQUES.names() if TECHNIQUES.get(n).starts_at_base)])
-def test_an_unchanged_model_has_lost_nothing(name: str | None, base: Base, probe: Probe) -> None:
+def test_an_unchanged_model_has_lost_nothing(name: str | None, base: Base, probe: Expected) -> None:
     task = choice_task(base)
     before = [score_task(base, engine(base), task)]
     if name is not None:
@@ -153,7 +155,7 @@ def test_the_worst_skill_is_the_one_that_kept_least(base: Base) -> None:
     assert share.value == pytest.approx((30 / 60 + 50 / 60 - 0.5) / (100 / 60 - 0.5))
 
 
-def test_drift_grows_with_noise(base: Base, probe: Probe) -> None:
+def test_drift_grows_with_noise(base: Base, probe: Expected) -> None:
     drifts, agreements = [], []
     original = [parameter.detach().clone() for parameter in base.decoder.parameters()]
     for size in (0.0, 0.01, 0.03, 0.1, 0.3):
@@ -170,7 +172,7 @@ def test_drift_grows_with_noise(base: Base, probe: Probe) -> None:
     assert agreements[-1] < agreements[1] <= 1.0
 
 
-def exact(decoder: Decoder, probe: Probe, tuned: Decoder) -> tuple[Tensor, Tensor]:
+def exact(decoder: Decoder, probe: Expected, tuned: Decoder) -> tuple[Tensor, Tensor]:
     """By window: mean KL over the whole vocabulary, and mean rise of the loss on the text itself."""
     with torch.no_grad():
         p, q = (model(probe.ids).log_softmax(-1)[:, :-1] for model in (decoder, tuned))
@@ -180,7 +182,7 @@ def exact(decoder: Decoder, probe: Probe, tuned: Decoder) -> tuple[Tensor, Tenso
 
 def test_drift_is_the_rise_of_loss_on_what_the_base_says(base: Base) -> None:
     """On the base's own text log p - log q has the mean KL(p || q), which the probe gives without the luck of draws."""
-    probe = score_probe(base.decoder, sample_windows(base, engine(base), windows=80, length=64))
+    probe = expect(base.decoder, sample_windows(base, engine(base), windows=80, length=64, seed=0))
     tuned = tiny.decoder(init_std=0.45)
     tiny.shake(tuned, 0.15)
     divergence, rise = exact(base.decoder, probe, tuned)
@@ -192,7 +194,7 @@ def test_drift_is_the_rise_of_loss_on_what_the_base_says(base: Base) -> None:
     assert drift.std() < rise.numpy().std(), "what the probe is for"
 
 
-def test_merged_and_unmerged_have_the_same_drift(base: Base, probe: Probe) -> None:
+def test_merged_and_unmerged_have_the_same_drift(base: Base, probe: Expected) -> None:
     technique = random_lora(base.decoder, 0.15)
     apart = compare(base.decoder, probe).drift
     technique.merge(base.decoder)
@@ -200,7 +202,7 @@ def test_merged_and_unmerged_have_the_same_drift(base: Base, probe: Probe) -> No
     np.testing.assert_allclose(compare(base.decoder, probe).drift, apart, rtol=1e-3)
 
 
-def test_with_the_adapter_off_the_base_has_its_own_losses(base: Base, probe: Probe) -> None:
+def test_with_the_adapter_off_the_base_has_its_own_losses(base: Base, probe: Expected) -> None:
     rows = tiny.examples(12)
     before = answer_losses(base.decoder, rows)
     random_lora(base.decoder, 0.3)
@@ -323,7 +325,7 @@ def test_greedy_words_are_right_and_others_wrong(base: Base) -> None:
 
 def test_the_probe_is_made_once_from_the_base_alone(base: Base) -> None:
     first = probe_for(base, engine(base))
-    (folder,) = (cache_home() / "probes").iterdir()
+    (folder,) = (cache_home() / "samples").iterdir()
     assert folder.name.startswith(base.fingerprint[:16])
     assert "float32" in folder.name
     tiny.shake(base.decoder, 0.5)
@@ -335,15 +337,15 @@ def test_the_probe_is_made_once_from_the_base_alone(base: Base) -> None:
 
 
 def test_the_probe_begins_as_documents_and_as_conversations(base: Base) -> None:
-    windows = sample_windows(base, engine(base), windows=6, length=20)
+    windows = sample_windows(base, engine(base), windows=6, length=20, seed=0)
     opening = base.template.opening()
     assert windows.shape == (6, 20)
     assert len(opening) > 1
     assert windows[0::2, 0].tolist() == [base.tokenizer.bos] * 3
     assert windows[1::2, : len(opening)].tolist() == [opening] * 3
     assert len({tuple(window) for window in windows.tolist()}) == 6
-    assert torch.equal(windows, sample_windows(base, engine(base), windows=6, length=20))
-    assert sample_windows(base, engine(base), windows=4, length=len(opening)).shape == (4, len(opening))
+    assert torch.equal(windows, sample_windows(base, engine(base), windows=6, length=20, seed=0))
+    assert sample_windows(base, engine(base), windows=4, length=len(opening), seed=0).shape == (4, len(opening))
 
 
 def test_nothing_that_measures_was_trained_on(base: Base) -> None:

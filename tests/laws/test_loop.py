@@ -239,13 +239,13 @@ def test_without_validation_rows_the_newest_is_the_best(tmp_path: Path) -> None:
     assert equal(weights(made), load_step(tmp_path / "step-000003").trained)
 
 
-def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+def test_only_the_start_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     (tmp_path / ".step-000001.0badcafe.part").mkdir()
     made = trainer(tmp_path, tiny.plan(learning_rate=0.05, epochs=5.0, evaluations=10, save_seconds=1e-9))
     for _ in made.run():
-        assert len(list(tmp_path.iterdir())) <= 2 or made.progress.step == 0
-    kept = {f"step-{step:06d}" for step in (made.progress.step, made.progress.best_step)}
-    assert len(kept) == 2
+        assert len(list(tmp_path.iterdir())) <= 3 or made.progress.step == 0
+    kept = {f"step-{step:06d}" for step in (0, made.progress.step, made.progress.best_step)}
+    assert len(kept) == 3
     assert {path.name for path in tmp_path.iterdir()} == kept
 
 

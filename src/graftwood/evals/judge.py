@@ -15,11 +15,13 @@ from graftwood.evals import skills, stats
 from graftwood.evals.card import Compared, Gained, Kept, Memory, Sample
 from graftwood.evals.memorisation import memory
 from graftwood.evals.metrics import METRICS, best_over_references, headline
-from graftwood.evals.retention import LENGTH, WINDOWS, Moved, Probe, compare
+from graftwood.evals.retention import WINDOWS, Moved, compare
 from graftwood.evals.score import answer_losses, answers
 from graftwood.evals.skills import Scores
 from graftwood.files import sha256_text
 from graftwood.generate.engine import Engine
+from graftwood.model.expected import Expected
+from graftwood.samples import LENGTH
 
 ANSWERED_ROWS, MEMORY_ROWS, SAMPLES = 100, 64, 4
 
@@ -130,7 +132,7 @@ def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:
     return Gained(rows=len(paper.heldout), split=paper.split, measures=tuple(measures))
 
 
-def kept(before: Sheet, after: Sheet, moved: Moved, probe: Probe) -> Kept:
+def kept(before: Sheet, after: Sheet, moved: Moved, probe: Expected) -> Kept:
     """The KEPT part: what is left of each ability, and how far the next-word distribution moved."""
     compared = skills.compare_skills(before.scores, after.scores)
     drift, agreement = moved.estimates()
@@ -176,7 +178,7 @@ def samples(paper: Paper, encoder: Encoder, before: Sheet, after: Sheet) -> tupl
     return tuple((right[:share] + wrong[: SAMPLES - share]) or rows[:SAMPLES])
 
 
-def drift_gauge(base: Base, probe: Probe, windows: int = 4) -> Callable[[], float]:
+def drift_gauge(base: Base, probe: Expected, windows: int = 4) -> Callable[[], float]:
     """A quick drift reading for the live line."""
     small = probe.first(windows)
     return lambda: float(compare(base.decoder, small).drift.mean())

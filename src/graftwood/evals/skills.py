@@ -12,7 +12,6 @@ from graftwood.base import Base
 from graftwood.evals import stats
 from graftwood.evals.card import Compared, Estimate, Skill
 from graftwood.evals.checks import followed
-from graftwood.evals.retention import precision
 from graftwood.evals.score import answers, continuations
 from graftwood.evals.task import TASKS, Task
 from graftwood.files import cache_home, storage, write_json
@@ -73,7 +72,7 @@ def score_all(base: Base, engine: Engine, note: Callable[[str], None]) -> list[S
 
 def base_scores(base: Base, engine: Engine, note: Callable[[str], None]) -> list[Scores]:
     """The untouched base's scores, from the cache where this base was scored before."""
-    shelf = cache_home() / "base-scores" / f"{base.fingerprint[:16]}-{precision(base.decoder)}"
+    shelf = cache_home() / "base-scores" / f"{base.fingerprint[:16]}-{base.decoder.precision}"
     results = []
     for task in TASKS.all().values():
         path = shelf / f"{task.name}-v{task.version}.json"

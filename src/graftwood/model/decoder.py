@@ -86,6 +86,12 @@ class Decoder(nn.Module):
         """Where the parameters live."""
         return self.embedding.weight.device
 
+    @property
+    def precision(self) -> str:
+        """The number format it computes in: what was measured in one is no baseline for another."""
+        dtype = str(self.compute_dtype).removeprefix("torch.")
+        return dtype if self.base_precision == "full" else f"{dtype}-{self.base_precision}"
+
     def head_weight(self) -> Tensor:
         """The matrix that turns hidden states into logits, [V, C]."""
         if self.config.tied_head:

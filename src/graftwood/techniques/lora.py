@@ -173,6 +173,12 @@ class LoRA(LinearTechnique):
         alpha = by_pattern(self.alpha_pattern, path, self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.rslora else rank)
 
+    def dial(self, decoder: Decoder, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> None:
+        """A stays where it ended: the update `B A` then grows with alpha itself and not with its square."""
+        if self.start == "zero":
+            start = {name: end[name] if name.endswith("lora_A") else tensor for name, tensor in start.items()}
+        super().dial(decoder, start, end, alpha)
+
     def problems(self, decoder: Decoder) -> list[str]:
         found = super().problems(decoder)
         chosen = self.matches(decoder)

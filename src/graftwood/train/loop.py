@@ -11,14 +11,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from graftwood.checkpoint import Saved, load_step, save_step, step_folders
 from graftwood.data.batch import Order, Packed, Rows
 from graftwood.errors import ConfigError, GraftError
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.runtime import seeded
-from graftwood.train.loss import summed_loss, token_losses
+from graftwood.technique import Technique
+from graftwood.train.hold import Hold
+from graftwood.train.loss import Gate, summed_loss, token_losses
 from graftwood.train.optim import Optimiser, OptimiserName, schedule
+
+START = "step-000000"  # where the run began: what the way to its end is measured from
 
 
 class NonFiniteLossError(GraftError):
@@ -54,7 +59,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimiser step: mean loss of its answer tokens (nats), gradient norm before clipping, what it read."""
+    """One optimiser step: mean loss of its answer tokens (nats), gradient norm before clipping, what it read.
+
+    `held` is what anchors added to the loss; their tokens are among `tokens`.
+    """
 
     step: int
     loss: float
@@ -63,6 +71,7 @@ class Stepped:
     tokens: int
     answer_tokens: int
     seconds: float
+    held: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,8 @@ class Trainer:
     """Trains whatever requires a gradient on packed examples.
 
     `folder` takes the checkpoints; `gauge` measures drift at each evaluation. `rates` multiply the learning rate by
-    parameter, `stage` says which parameters train at a share of the run. Iterate over `run()`; set `stop` to end after
-    the current step.
+    parameter, `stage` says which parameters train at a share of the run, `holds` are the anchors. Iterate over `run()`;
+    set `stop` to end after the current step.
     """
 
     def __init__(
@@ -108,6 +117,7 @@ class Trainer:
         gauge: Callable[[], float] | None = None,
         rates: Mapping[str, float] | None = None,
         stage: Callable[[float], Collection[str] | None] | None = None,
+        holds: Sequence[Hold] = (),
     ) -> None:
         self.decoder = decoder
         self.train = train
@@ -122,6 +132,7 @@ class Trainer:
         self._valid = [packed.to(decoder.device) for packed in valid.packs(range(len(valid)), plan.token_budget)]
         self._gauge = gauge
         self._stage = stage
+        self._holds = holds
         self._every = max(1, math.ceil(self.order.steps / plan.evaluations))
         self._saved_at = time.monotonic()
 
@@ -155,16 +166,21 @@ class Trainer:
         counted = sum(len(part.targets) for part in packed)
 
         rate = self._rate()
-        loss = 0.0
+        loss, held, tokens = 0.0, 0.0, sum(part.tokens for part in packed)
         self.optimiser.forget()
         self._open_stage()
         with seeded(self.plan.seed * 1_000_003 + self.progress.step):  # dropout, too, is a function of seed and step
             for part in packed:
-                part_loss = summed_loss(self.decoder, part, self.plan.z_loss) / counted
+                part_loss = summed_loss(self.decoder, part, self.plan.z_loss, self._gate(part)) / counted
                 part_loss.backward()
                 loss += part_loss.item()
+            for extra, read in self._extras():
+                extra.backward()
+                held, tokens = held + extra.item(), tokens + read
+        for hold in self._holds:
+            hold.bend(self.trained)
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.plan.clip).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(loss + held) and math.isfinite(norm)):
             self.optimiser.forget()
             raise NonFiniteLossError(
                 f"step {self.progress.step + 1}: loss {loss}, gradient norm {norm}, from "
@@ -172,8 +188,10 @@ class Trainer:
                 "rows and go on with --resume, or start again with a lower --lr"
             )
         self.optimiser.step(rate)
+        for hold in self._holds:
+            hold.stepped(self.trained, rate)
 
-        tokens, seconds = sum(part.tokens for part in packed), time.perf_counter() - started
+        seconds = time.perf_counter() - started
         self.progress = replace(
             self.progress,
             step=self.progress.step + 1,
@@ -182,7 +200,7 @@ class Trainer:
             train_seconds=self.progress.train_seconds + seconds,
             best_step=self.progress.best_step if self._valid else self.progress.step + 1,
         )
-        return Stepped(self.progress.step, loss, norm, rate, tokens, counted, seconds)
+        return Stepped(self.progress.step, loss, norm, rate, tokens, counted, seconds, held)
 
     def evaluate(self) -> Evaluated:
         """Validation loss and drift now, and whether the loss is the best so far.
@@ -212,13 +230,13 @@ class Trainer:
         return Evaluated(before.step, valid, drift, best)
 
     def save(self) -> None:
-        """Write this step's folder, then drop all but the newest and the best, and what a kill left half-written."""
+        """Write this step's folder, then drop all but the start, the newest and the best, and what a kill left over."""
         target = self.folder / f"step-{self.progress.step:06d}"
         state = {"progress": asdict(self.progress), "plan": asdict(self.plan)}
         trained = {name: parameter.detach() for name, parameter in self.trained.items()}
         save_step(target, Saved(trained, self.optimiser.tensors(), state))
         self._saved_at = time.monotonic()
-        keep = {target.name, f"step-{self.progress.best_step:06d}"}
+        keep = {START, target.name, f"step-{self.progress.best_step:06d}"}
         for old in [*step_folders(self.folder), *self.folder.glob(".step-*")]:
             if old.name not in keep:
                 shutil.rmtree(old, ignore_errors=True)
@@ -258,6 +276,11 @@ class Trainer:
             self.optimiser.restore(saved.optimiser)
         self.optimiser.swap()
 
+    def dial(self, technique: Technique, alpha: float) -> None:
+        """Go back to a share of the way from the run's start to what the decoder is now."""
+        end = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+        technique.dial(self.decoder, load_step(self.folder / START).trained, end, alpha)
+
     def _put(self, saved: Saved) -> None:
         with torch.no_grad():
             for name, parameter in self.trained.items():
@@ -277,6 +300,17 @@ class Trainer:
         names = self._stage(self.progress.step / self.order.steps)
         for name, parameter in self.trained.items():
             parameter.requires_grad_(names is None or name in names)
+
+    def _extras(self) -> Iterator[tuple[Tensor, int]]:
+        for hold in self._holds:
+            yield from hold.losses(self.decoder, self.progress.step)
+
+    def _gate(self, packed: Packed) -> Gate | None:
+        """The product of all gates there are."""
+        gates = [gate for hold in self._holds if (gate := hold.gate(packed)) is not None]
+        if len(gates) < 2:
+            return gates[0] if gates else None
+        return lambda shares, right: math.prod(gate(shares, right) for gate in gates)  # type: ignore[return-value]
 
     def _save_is_due(self) -> bool:
         every = self.plan.save_steps

@@ -1,11 +1,13 @@
-"""Cross-entropy at the positions that count, without ever holding all their logits.
+"""Losses at the positions that count, without ever holding all their logits.
 
-Letters: M predictions that count, C channels, V vocabulary.
+Letters: M predictions that count, C channels, V vocabulary, K tokens kept of what a teacher expected.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,34 +21,87 @@ from graftwood.model.decoder import Decoder
 CHUNK = 128  # rows of logits alive at once, or more where the vocabulary is small: 25 MB stay in a desktop's cache
 _LOGITS = CHUNK * 49_152
 
+# From log-probabilities [M, V] and the target's [M, 1] to a weight for each prediction, [M, 1]; it takes no gradient.
+Gate = Callable[[Tensor, Tensor], Tensor]
 
-def summed_loss(decoder: Decoder, packed: Packed, z_loss: float = 0.0) -> Tensor:
-    """Sum of `-log q(target)` over the predictions that count, in nats; a scalar that can be differentiated.
 
-    `z_loss` times the square of each log-normaliser is in the gradient, though not in the value: it keeps logits near
-    zero and is no part of what is measured. Source: Chowdhery et al. 2022, arXiv 2204.02311, section 5.
+class Objective(Protocol):
+    """What is summed over predictions: its value, and its slope along the logits."""
+
+    def __len__(self) -> int:
+        """M."""
+
+    def slope(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Summed value of these rows and its slope, [m, V]; `logits` may be overwritten."""
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """`-log q(target)` in nats.
+
+    What `z_loss` and `gate` do is in the gradient, though not in the value, so that losses stay comparable. `z_loss`
+    times the square of each log-normaliser keeps logits near zero (Chowdhery et al. 2022, arXiv 2204.02311, section 5);
+    `gate` weighs each prediction.
     """
+
+    targets: Tensor
+    z_loss: float = 0.0
+    gate: Gate | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def slope(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Softmax minus one-hot."""
+        target = self.targets[rows].unsqueeze(1)
+        normaliser = logits.logsumexp(1, keepdim=True)
+        log_shares = logits.sub_(normaliser)
+        right = log_shares.gather(1, target)
+        weight = None if self.gate is None else self.gate(log_shares, right)
+        slope = log_shares.exp_()  # in the same buffer
+        if self.z_loss:
+            slope.mul_(1 + 2 * self.z_loss * normaliser)
+        slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
+        return -right.sum(), slope if weight is None else slope.mul_(weight)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(p || q) in nats to a teacher of whom the likeliest tokens and the mass of all others are kept.
+
+    The others are one event, so the value is at most the divergence of the whole distributions, and within them only
+    the mass is pulled. Shapes: words [M, K]; log_p [M, K + 1].
+    """
+
+    words: Tensor
+    log_p: Tensor
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def slope(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Along a kept token's logit `q - p`; along another's `q (1 - rest_p / rest_q)`: they all stand for one."""
+        words, log_p = self.words[rows], self.log_p[rows]
+        q = logits.sub_(logits.logsumexp(1, keepdim=True)).exp_()
+        kept_q, kept_p = q.gather(1, words), log_p[:, :-1].exp()
+        rest_p, rest_q = log_p[:, -1:].exp(), (1 - kept_q.sum(1, keepdim=True)).clamp_min(1e-7)
+        value = (kept_p * (log_p[:, :-1] - kept_q.clamp_min(1e-30).log())).sum()
+        value = value + (rest_p * (log_p[:, -1:] - rest_q.log())).sum()
+        slope = q.mul_(1 - rest_p / rest_q)
+        return value, slope.scatter_(1, words, kept_q - kept_p)
+
+
+def summed_loss(decoder: Decoder, packed: Packed, z_loss: float = 0.0, gate: Gate | None = None) -> Tensor:
+    """Sum of `-log q(target)` over the predictions that count, in nats; a scalar that can be differentiated."""
     hidden = decoder.hidden(packed.ids, packed.documents)[0, packed.predict]
+    return summed(decoder, hidden, CrossEntropy(packed.targets, z_loss, gate))
+
+
+def summed(decoder: Decoder, hidden: Tensor, objective: Objective) -> Tensor:
+    """An objective over final hidden states [M, C]; a scalar that can be differentiated."""
     if decoder.config.head_bias or decoder.config.logit_cap is not None:
-        return _through_logits(decoder, hidden, packed.targets, z_loss)
-    return _ChunkedCrossEntropy.apply(hidden, decoder.head_weight(), packed.targets, z_loss)  # type: ignore[no-untyped-call]
-
-
-def _through_logits(decoder: Decoder, hidden: Tensor, targets: Tensor, z_loss: float) -> Tensor:
-    """The loss of heads that are no plain product, each chunk's logits made once more for its gradient."""
-
-    def chunk_loss(rows: Tensor, target: Tensor) -> Tensor:
-        logits = decoder.logits(rows)
-        loss = F.cross_entropy(logits, target, reduction="sum")
-        if z_loss:
-            spread = logits.logsumexp(1).square().sum() * z_loss
-            loss = loss + (spread - spread.detach())
-        return loss
-
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for rows, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-        total = total + checkpoint(chunk_loss, rows, target, use_reentrant=False)
-    return total
+        return _through_logits(decoder, hidden, objective)
+    return _Chunked.apply(hidden, decoder.head_weight(), objective)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
@@ -60,31 +115,51 @@ def token_losses(decoder: Decoder, packed: Packed) -> Tensor:
     return torch.cat(losses) if losses else hidden.new_zeros(0)
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+def _through_logits(decoder: Decoder, hidden: Tensor, objective: Objective) -> Tensor:
+    """The loss of heads that are no plain product, each chunk's logits made once more for its gradient."""
+
+    def chunk_loss(part: Tensor, start: int) -> Tensor:
+        rows = slice(start, start + len(part))
+        return _AtLogits.apply(decoder.logits(part), objective, rows)  # type: ignore[no-untyped-call]
+
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(objective), CHUNK):
+        total = total + checkpoint(chunk_loss, hidden[start : start + CHUNK], start, use_reentrant=False)
+    return total
+
+
+class _AtLogits(torch.autograd.Function):
+    """An objective as a function of logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, objective: Objective, rows: slice) -> Tensor:
+        value, slope = objective.slope(logits.detach().clone(), rows)
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0] * grad, None, None
+
+
+class _Chunked(torch.autograd.Function):
     """The gradient is made in the forward pass, chunk by chunk, while each chunk's logits are at hand."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, objective: Objective) -> Tensor:
         wants_hidden, wants_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         weight = head.detach().to(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_head = torch.zeros_like(head) if wants_head else None
         total = hidden.new_zeros((), dtype=torch.float32)
         size = max(CHUNK, _LOGITS // len(head))
-        for start in range(0, len(targets), size):
+        for start in range(0, len(objective), size):
             rows = slice(start, start + size)
-            target = targets[rows].unsqueeze(1)
-            logits = (hidden[rows] @ weight.T).float()
-            normaliser = logits.logsumexp(1, keepdim=True)
-            log_shares = logits.sub_(normaliser)
-            total -= log_shares.gather(1, target).sum()
+            value, slope = objective.slope((hidden[rows] @ weight.T).float(), rows)
+            total += value
             if d_hidden is None and d_head is None:
                 continue
-            # softmax minus one-hot, in the same buffer
-            slope = log_shares.exp_()
-            if z_loss:
-                slope.mul_(1 + 2 * z_loss * normaliser)
-            slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
             slope = slope.to(hidden.dtype)
             if d_hidden is not None:
                 torch.mm(slope, weight, out=d_hidden[rows])
@@ -95,11 +170,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         d_hidden, d_head = ctx.saved_tensors
         return (
             None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
             None if d_head is None else d_head.mul_(grad),
-            None,
             None,
         )

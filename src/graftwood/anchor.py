@@ -1,0 +1,101 @@
+"""What an anchor says of itself: one frozen configuration of what holds a model to its base while it learns."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from graftwood.base import Base
+from graftwood.config import parse_options
+from graftwood.data.batch import Rows
+from graftwood.generate.engine import Engine
+from graftwood.model.decoder import Decoder
+from graftwood.model.expected import Expected
+from graftwood.registry import Registry
+from graftwood.samples import REPLAY_SEED, remembered
+from graftwood.technique import Technique
+from graftwood.train.hold import Hold
+from graftwood.train.loop import Plan
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What there is to hold on to: the base with a technique on it that has not trained yet, the rows, the plan.
+
+    `stage` is told what takes long.
+    """
+
+    base: Base
+    technique: Technique
+    rows: Rows
+    plan: Plan
+    stage: Callable[[str], AbstractContextManager[Any]] = nullcontext
+
+    def remembered(self, windows: int) -> Expected:
+        """Samples of the base's own for training, with what it expected in them; never those that measure drift."""
+        base = self.base
+        with base.decoder.without_deltas(), self.stage("text of the base itself, to hold on to"):
+            engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
+            return remembered(base, engine, windows, REPLAY_SEED)
+
+    @property
+    def step_tokens(self) -> float:
+        """Tokens an optimiser step reads on average."""
+        return float(self.rows.sizes.mean()) * min(self.plan.batch, len(self.rows))
+
+
+class Anchor(BaseModel, ABC):
+    """An entry of `anchors/`. Its fields are the options a user may set.
+
+    `formula`, `cost` and `source` are for people who choose.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    formula: ClassVar[str]
+    cost: ClassVar[str]
+    source: ClassVar[str]
+
+    def problems(self, technique: Technique, decoder: Decoder) -> list[str]:
+        """All that keeps it from working with this technique on this decoder, whose parameters may have no values."""
+        return []
+
+    def plan(self, plan: Plan) -> Plan:
+        """How the run trains with it."""
+        return plan
+
+    def hold(self, ground: Ground) -> Hold:
+        """The anchor at work on one run, before the first step of it."""
+        return Hold()
+
+    @property
+    def dial(self) -> float:
+        """How much of the way from the base to where training ended the result has gone."""
+        return 1.0
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> Self:
+        """Options as a user gave them. Raises: ConfigError naming every option that is unknown or out of range."""
+        return parse_options(cls, cls.name, options)
+
+    @classmethod
+    def summary(cls) -> dict[str, Any]:
+        """What there is to know before choosing."""
+        options = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
+        about = {key: getattr(cls, key) for key in ("name", "title", "formula", "cost", "source")}
+        return about | {"options": options}
+
+
+def _entry(value: object) -> type[Anchor] | None:
+    return value if inspect.isclass(value) and issubclass(value, Anchor) and value is not Anchor else None
+
+
+ANCHORS: Registry[type[Anchor]] = Registry("graftwood.anchors", "anchor", _entry)

@@ -1,0 +1,33 @@
+"""What an anchor may do while a model trains: the hooks the loop calls, each of which does nothing by itself.
+
+Everything a hold decides is a function of the step and of the seed it was made with, so a resumed run needs no more
+than its step number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from graftwood.data.batch import Packed
+from graftwood.model.decoder import Decoder
+from graftwood.train.loss import Gate
+
+
+class Hold:
+    """An anchor at work."""
+
+    def losses(self, decoder: Decoder, step: int) -> Iterator[tuple[Tensor, int]]:
+        """What is added to a step's loss, part by part, and the tokens each part read."""
+        return iter(())
+
+    def gate(self, packed: Packed) -> Gate | None:
+        """How the predictions of these rows are weighed; None for all alike."""
+        return None
+
+    def bend(self, trained: Mapping[str, nn.Parameter]) -> None:
+        """Change gradients after they are made and before they are clipped."""
+
+    def stepped(self, trained: Mapping[str, nn.Parameter], rate: float) -> None:
+        """Change parameters after an optimiser step at this learning rate."""

@@ -1,0 +1,191 @@
+"""Every anchor: without weight it is not there, with it the model stays nearer; the dial's ends are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tiny
+from conftest import CPU
+from graftwood import samples
+from graftwood.anchor import ANCHORS, Anchor, Ground
+from graftwood.base import Base, open_base
+from graftwood.data.batch import Examples
+from graftwood.errors import ConfigError
+from graftwood.evals.retention import compare, probe_for
+from graftwood.generate.engine import Engine
+from graftwood.model.decoder import Decoder
+from graftwood.model.expected import likeliest
+from graftwood.technique import TECHNIQUES
+from graftwood.train.loop import Stepped, Trainer
+from graftwood.train.loss import CHUNK, Divergence, summed
+
+# What makes an entry hold hard on a tiny model, and what makes it not hold at all.
+HARD: dict[str, dict[str, object]] = {
+    "kl": {"weight": 20.0, "share": 2.0, "windows": 8},
+    "replay": {"weight": 5.0, "share": 4.0, "windows": 96},
+    "interpolate": {"alpha": 0.3},
+}
+OFF: dict[str, dict[str, object]] = {
+    "kl": {"weight": 0.0, "windows": 8},
+    "replay": {"weight": 0.0, "windows": 8},
+    "interpolate": {"alpha": 1.0},
+}
+anchors = pytest.mark.parametrize("name", ANCHORS.names())
+reversible = pytest.mark.parametrize("technique", [n for n, kind in TECHNIQUES.all().items() if kind.starts_at_base])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer_files: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(samples, "LENGTH", 24)
+    # Wide weights: a peaked distribution, as a trained model has, most of whose mass is kept.
+    return tiny.model_folder(tmp_path / "tiny", tokenizer_files, tiny.decoder(init_std=0.45))
+
+
+def made(folder: Path, out: Path, technique: str, given: list[Anchor]) -> tuple[Base, Trainer]:
+    base = open_base(str(folder), CPU)
+    entry = tiny.technique(technique)
+    entry.apply(base.decoder, seed=0)
+    plan = tiny.plan(learning_rate=0.01, epochs=4.0)
+    for anchor in given:
+        plan = anchor.plan(plan)
+    rows = Examples(tiny.examples(16))
+    holds = [anchor.hold(Ground(base, entry, rows, plan)) for anchor in given]
+    return base, Trainer(base.decoder, rows, Examples([]), plan, out, holds=holds)
+
+
+def trained(folder: Path, out: Path, technique: str, given: list[Anchor]) -> tuple[Base, dict[str, Tensor]]:
+    base, trainer = made(folder, out, technique, given)
+    for _ in trainer.run():
+        pass
+    for anchor in given:
+        if anchor.dial != 1:
+            trainer.dial(tiny.technique(technique), anchor.dial)
+    return base, {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
+
+
+def drift(folder: Path, decoder: Decoder) -> float:
+    base = open_base(str(folder), CPU)
+    probe = probe_for(base, Engine(base.decoder, base.tokenizer.eos, base.tokenizer))
+    return float(compare(decoder, probe).drift.mean())
+
+
+@anchors
+@pytest.mark.parametrize("technique", ["full", "lora"])
+def test_switched_off_it_is_not_there(name: str, technique: str, folder: Path, tmp_path: Path) -> None:
+    _, plain = trained(folder, tmp_path / "plain", technique, [])
+    _, with_it = trained(folder, tmp_path / "with", technique, [ANCHORS.get(name).parse(OFF[name])])
+    assert plain.keys() == with_it.keys()
+    assert all(torch.equal(plain[key], with_it[key]) for key in plain)
+
+
+@anchors
+@pytest.mark.parametrize("technique", ["full", "lora"])
+def test_with_it_the_model_stays_nearer_to_its_base(name: str, technique: str, folder: Path, tmp_path: Path) -> None:
+    plain, _ = trained(folder, tmp_path / "plain", technique, [])
+    held, _ = trained(folder, tmp_path / "held", technique, [ANCHORS.get(name).parse(HARD[name])])
+    assert drift(folder, held.decoder) < 0.9 * drift(folder, plain.decoder)
+
+
+@anchors
+def test_a_resumed_run_ends_where_an_unbroken_one_does(name: str, folder: Path, tmp_path: Path) -> None:
+    anchor = ANCHORS.get(name).parse(HARD[name])
+    _, whole = trained(folder, tmp_path / "whole", "lora", [anchor])
+    _, first = made(folder, tmp_path / "broken", "lora", [anchor])
+    for event in first.run():
+        first.stop = isinstance(event, Stepped) and event.step == 2
+    _, second = made(folder, tmp_path / "broken", "lora", [anchor])
+    assert second.resume()
+    for _ in second.run():
+        pass
+    if anchor.dial != 1:
+        second.dial(tiny.technique("lora"), anchor.dial)
+    assert all(torch.equal(whole[key], parameter) for key, parameter in second.trained.items())
+
+
+@anchors
+def test_it_says_what_it_is(name: str) -> None:
+    told = ANCHORS.get(name).summary()
+    assert told["name"] == name
+    assert all(told[key] for key in ("title", "formula", "cost", "source"))
+    with pytest.raises(ConfigError, match=f"{name}: no option 'wieght'"):
+        ANCHORS.get(name).parse({"wieght": 1})
+
+
+@reversible
+def test_the_dials_ends_are_exact(technique: str, folder: Path, tmp_path: Path) -> None:
+    ids = torch.randint(0, 300, (1, 20), generator=torch.Generator().manual_seed(5))
+    base, trainer = made(folder, tmp_path, technique, [])
+    for _ in trainer.run():
+        pass
+    with torch.no_grad():
+        untouched = open_base(str(folder), CPU).decoder(ids)
+        end = {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
+        trainer.dial(tiny.technique(technique), 1.0)
+        assert all(torch.equal(end[name], parameter) for name, parameter in trainer.trained.items())
+        tuned = base.decoder(ids)
+        assert not torch.allclose(tuned, untouched, atol=1e-3)
+        trainer.dial(tiny.technique(technique), 0.5)
+        half = base.decoder(ids)
+        assert (half - untouched).norm() < (tuned - untouched).norm()
+        trainer.dial(tiny.technique(technique), 0.0)
+        assert torch.equal(base.decoder(ids), untouched)
+
+
+def test_the_way_of_lora_is_straight_in_its_update(folder: Path, tmp_path: Path) -> None:
+    base, trainer = made(folder, tmp_path, "lora", [])
+    for _ in trainer.run():
+        pass
+    (linear, *_) = base.decoder.linears().values()
+    whole = linear.delta.merged(linear) - linear.weight
+    trainer.dial(tiny.technique("lora"), 0.3)
+    torch.testing.assert_close(linear.delta.merged(linear) - linear.weight, 0.3 * whole)
+
+
+@pytest.mark.parametrize("technique", ["prompt", "prefix", "ptuning"])
+def test_what_does_not_begin_at_the_base_has_no_dial(technique: str, folder: Path, tmp_path: Path) -> None:
+    base, trainer = made(folder, tmp_path, technique, [])
+    trainer.save()
+    with pytest.raises(ConfigError, match=f"{technique} does not begin at the base"):
+        trainer.dial(tiny.technique(technique), 0.5)
+    (problem,) = ANCHORS.get("interpolate").parse({}).problems(tiny.technique(technique), base.decoder)
+    assert technique in problem
+
+
+def test_what_is_replayed_never_measures(folder: Path) -> None:
+    base = open_base(str(folder), CPU)
+    engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
+    ground = Ground(base, tiny.technique("lora"), Examples(tiny.examples(4)), tiny.plan())
+    probe, replayed = probe_for(base, engine), ground.remembered(96)
+    windows = [{tuple(window) for window in part.ids.tolist()} for part in (probe, replayed)]
+    assert not windows[0] & windows[1]
+    assert torch.equal(ground.remembered(96).ids, replayed.ids)
+
+
+@pytest.mark.parametrize("changes", [{}, {"logit_cap": 5.0}, {"tied_head": False}])
+def test_the_divergence_and_its_slope_are_what_autograd_finds(changes: dict[str, object]) -> None:
+    teacher, student = tiny.decoder(seed=1), tiny.decoder(seed=2, **changes).requires_grad_(True)
+    hidden = torch.randn(CHUNK + 7, 32, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    with torch.no_grad():
+        words, log_p = likeliest(teacher.logits(hidden))
+    value = summed(student, hidden, Divergence(words, log_p))
+    value.backward()
+    found = [hidden.grad.clone(), student.head_weight().grad.clone()]
+    hidden.grad = student.head_weight().grad = None
+
+    log_q = student.logits(hidden).log_softmax(-1).gather(-1, words)
+    log_q = torch.cat([log_q, (1 - log_q.exp().sum(-1, keepdim=True)).log()], -1)
+    wanted = F.kl_div(log_q, log_p, log_target=True, reduction="sum")
+    wanted.backward()
+    torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found[0], hidden.grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found[1], student.head_weight().grad, rtol=1e-3, atol=1e-3)
+    exact = F.kl_div(
+        student.logits(hidden).log_softmax(-1), teacher.logits(hidden).log_softmax(-1), log_target=True, reduction="sum"
+    )
+    assert 0 < value < exact + 1e-3
