@@ -43,8 +43,9 @@ LAYERS = (
     ("continued",),
     ("tuning", "pretraining"),
     ("run",),
+    ("evaluation",),
     ("graftwood", "handover", "cache", "flags"),
-    ("verbs",),
+    ("verbs", "judging"),
     ("cli",),
 )
 HEIGHT = {room: height for height, layer in enumerate(LAYERS) for room in layer}

@@ -15,13 +15,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graftwood.evaluation import evaluate
     from graftwood.run import Model, Run, load, pretrain, tune
 
-__all__ = ["Model", "Run", "__version__", "load", "pretrain", "tune"]
+__all__ = ["Model", "Run", "__version__", "evaluate", "load", "pretrain", "tune"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "evaluate":
+        from graftwood import evaluation
+
+        return evaluation.evaluate
     if name in ("Model", "Run", "load", "pretrain", "tune"):
         from graftwood import run
 

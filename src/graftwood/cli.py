@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from graftwood import __version__, verbs
+from graftwood import __version__, judging, verbs
 from graftwood.errors import ConfigError, GraftError
 from graftwood.flags import (
     TECHNIQUE_FLAGS,
@@ -91,6 +91,7 @@ def _register_tune() -> None:
 
 _register_tune()
 verbs.register(app)
+judging.register(app)
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")

@@ -120,7 +120,7 @@ def load(
 
     Raises: ModelError when there is no such model; ConfigError for an adapter of another base.
     """
-    source, found = _run_parts(str(model))
+    source, found = run_parts(str(model))
     base = open_base(source, place(device, dtype))
     adapter = adapter or found
     if adapter is None:
@@ -224,7 +224,7 @@ def dry_run(config: RunConfig, display: Display) -> Forecast:
 
 def _outline(config: RunConfig, model: Model | None) -> Callable[[], Decoder]:
     """How to get the decoder a run begins with, without its weights where they are not loaded yet."""
-    source, adapter = _run_parts(config.model)
+    source, adapter = run_parts(config.model)
 
     def plain() -> Decoder:
         if adapter is not None or (model is not None and model.technique is not None):
@@ -234,7 +234,7 @@ def _outline(config: RunConfig, model: Model | None) -> Callable[[], Decoder]:
     return plain
 
 
-def _run_parts(model: str) -> tuple[str, Path | None]:
+def run_parts(model: str) -> tuple[str, Path | None]:
     """A run folder stands for its base and its adapter, or for the whole model it wrote."""
     folder = Path(model)
     if not (folder / "run.toml").is_file():

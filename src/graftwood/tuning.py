@@ -181,14 +181,17 @@ def _paper(job: Job) -> judge.Paper:
 
 def _before(job: Job, engine: Engine, paper: judge.Paper, out: Path, display: Display) -> judge.Sheet:
     """The base's own results, kept in the run folder so that a resumed run need not put the same paper again."""
-    kept, key = out / "base.json", sha256_text(job.base.fingerprint, job.base.decoder.precision, paper.fingerprint)
+    asked = [task.key for task in TASKS.all().values()]
+    key = sha256_text(job.base.fingerprint, job.base.decoder.precision, paper.fingerprint, *asked)
+    kept = out / "base.json"
     stored = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     if stored.get("key") == key:
         pairs = {key: [(total, count) for total, count in stored[key]] for key in ("losses", "train", "valid")}
-        scores = [skills.Scores(TASKS.get(name), tuple(right)) for name, right in stored["scores"].items()]
+        scores = [skills.restored(TASKS.get(name), columns) for name, columns in stored["scores"].items()]
         return judge.Sheet(tuple(stored["said"]), scores=scores, **pairs)
     sheet = judge.sit(job.base, engine, paper, skills.base_scores, lambda what: display.say(f"base: {what}"))
-    stored = {"key": key, **asdict(replace(sheet, scores=[])), "scores": {s.task.name: s.right for s in sheet.scores}}
+    scored = {scores.task.name: skills.stored(scores) for scores in sheet.scores}
+    stored = {"key": key, **asdict(replace(sheet, scores=[])), "scores": scored}
     with storage(f"write {kept}"):
         write_json(kept, stored)
     return sheet

@@ -17,9 +17,10 @@ from conftest import CPU
 from graftwood.base import Base, open_base
 from graftwood.data.batch import Examples
 from graftwood.evals import judge
+from graftwood.evals.asking import Scores, score_task
 from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.score import ROWS, Continuation, answer_losses, continuations
-from graftwood.evals.skills import Scores, compare_skills, kept_share, score_task, worst_skill
+from graftwood.evals.skills import compare_skills, kept_share, worst_skill
 from graftwood.evals.task import Item, Task
 from graftwood.files import cache_home
 from graftwood.generate.engine import Engine

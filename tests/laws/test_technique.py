@@ -185,6 +185,20 @@ def test_without_deltas_it_is_the_base(name: str, base: Decoder) -> None:
     assert torch.equal(logits(base), after)
 
 
+@adapters
+def test_taken_off_it_is_the_base(name: str, base: Decoder) -> None:
+    own = dict(base.named_parameters())
+    _, before, _ = trained_pair(name, base)
+    base.take_off()
+    left = dict(base.named_parameters())
+    assert left.keys() == own.keys()
+    assert all(left[path] is own[path] for path in own), "the very tensors the base had"
+    assert torch.equal(logits(base), before)
+    put(name, base, seed=1)
+    train(base)
+    assert not torch.equal(logits(base), before), "the place is free for the next"
+
+
 @techniques
 def test_every_tensor_that_does_not_fit_is_named_at_once(name: str, base: Decoder) -> None:
     technique, _, after = trained_pair(name, base)

@@ -241,6 +241,37 @@ def read_file(path: Path) -> Parsed:
 
 def parse_rows(lines: Iterable[tuple[int, bytes]], file: str) -> Parsed:
     """Rows of numbered JSONL lines; a byte order mark, CRLF and blank lines are accepted. Raises: as `read_file`."""
+    return _collect(_written(lines, file), _decode, file)
+
+
+def read_objects(path: Path, parse: Callable[[int, Mapping[str, Any]], T], shapes: str) -> list[T]:
+    """What `parse` makes of each line's number and object, for files of other shapes than rows to learn.
+
+    `parse` raises ValueError for a row it cannot use; `shapes` says what it can. Raises: as `read_file`.
+    """
+    found: list[T] = []
+    problems: list[str] = []
+    try:
+        with path.open("rb") as handle:
+            lines = _written(enumerate(handle, start=1), str(path))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    for number, line in lines:
+        try:
+            given = _decode(line)
+            if not isinstance(given, Mapping):
+                raise _BadRow(f"the row is {_kind(given)}; it must be an object, {shapes}")
+            found.append(parse(number, given))
+        except (_BadRow, ValueError) as bad:
+            problems.append(f"{path}:{number}: {bad}")
+    _refuse(problems, len(found), str(path))
+    if not found:
+        raise DataError(f"{path} has no rows; {shapes}, one JSON object a line")
+    return found
+
+
+def _written(lines: Iterable[tuple[int, bytes]], file: str) -> list[tuple[int, bytes]]:
+    """The lines that hold something. Raises: DataError for a JSON array."""
     stripped = ((number, line.removeprefix(_BOM).rstrip(b"\r\n")) for number, line in lines)
     written = [(number, line) for number, line in stripped if line.strip()]
     if written and written[0][1].lstrip().startswith(b"[") and _is_array(b"\n".join(line for _, line in written)):
@@ -249,7 +280,7 @@ def parse_rows(lines: Iterable[tuple[int, bytes]], file: str) -> Parsed:
             f'{file}: this is a JSON array; JSONL has one object a line. Convert it: python -c "import json, sys; '
             f'[print(json.dumps(row)) for row in json.load(sys.stdin.buffer)]" < {source} > {target}'
         )
-    return _collect(written, _decode, file)
+    return written
 
 
 def rows_from(objects: Sequence[Mapping[str, Any]], name: str = "data") -> Parsed:
@@ -277,13 +308,17 @@ def _collect(items: Iterable[tuple[int, T]], read: Callable[[T], object], file: 
         shape = found
         rows.append(row)
         extras |= _unread(given, found)
-    if problems:
-        more = [f"... and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-        summary = f"{file}: {len(problems)} of {len(problems) + len(rows)} rows cannot be used"
-        raise DataError(summary, [*problems[:_LISTED], *more])
+    _refuse(problems, len(rows), file)
     if shape is None:
         raise DataError(f"{file} has no rows; {_ALLOWED}, one JSON object a line")
     return Parsed(tuple(rows), shape.name, tuple(sorted(extras)))
+
+
+def _refuse(problems: Sequence[str], good: int, file: str) -> None:
+    if problems:
+        more = [f"... and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+        summary = f"{file}: {len(problems)} of {len(problems) + good} rows cannot be used"
+        raise DataError(summary, [*problems[:_LISTED], *more])
 
 
 def _detect(row: Mapping[str, Any], shapes: Sequence[Shape]) -> Shape:

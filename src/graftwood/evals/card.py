@@ -47,15 +47,21 @@ class Gained(Record):
 
 
 class Skill(Record):
-    """One ability of the base, before and after. `counted` is false where the base has no room above chance."""
+    """One ability of the base, before and after. `counted` is false where the base has no room above chance.
+
+    `soft` compares the probability of the right answer. `p_value` is McNemar's for lost against won, corrected for how
+    many abilities were compared.
+    """
 
     measure: Compared
-    kind: Literal["choice", "word", "program"]
+    kind: Literal["choice", "word", "text", "program", "code"]
     chance: float
     lost: int
     won: int
     counted: bool
     kept: Estimate
+    soft: Compared | None = None
+    p_value: float | None = None
 
 
 class Kept(Record):

@@ -12,12 +12,12 @@ from graftwood.base import Base
 from graftwood.data.encode import Encoder, Example, answer_text
 from graftwood.data.rows import Row
 from graftwood.evals import skills, stats
+from graftwood.evals.asking import Scores
 from graftwood.evals.card import Compared, Gained, Kept, Memory, Sample
 from graftwood.evals.memorisation import memory
 from graftwood.evals.metrics import METRICS, best_over_references, headline
 from graftwood.evals.retention import WINDOWS, Moved, compare
 from graftwood.evals.score import answer_losses, answers
-from graftwood.evals.skills import Scores
 from graftwood.files import sha256_text
 from graftwood.generate.engine import Engine
 from graftwood.model.expected import Expected
@@ -133,18 +133,8 @@ def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:
 
 
 def kept(before: Sheet, after: Sheet, moved: Moved, probe: Expected) -> Kept:
-    """The KEPT part: what is left of each ability, and how far the next-word distribution moved."""
-    compared = skills.compare_skills(before.scores, after.scores)
-    drift, agreement = moved.estimates()
-    windows, length = probe.ids.shape
-    return Kept(
-        kept=skills.kept_share(before.scores, after.scores, compared),
-        worst=skills.worst_skill(compared),
-        skills=compared,
-        drift=drift,
-        same_next_word=agreement,
-        probe=f"{windows} texts of {length} tokens that the base wrote itself",
-    )
+    """The KEPT part of the card."""
+    return skills.kept(before.scores, after.scores, moved, probe)
 
 
 def remembered(before: Sheet, after: Sheet) -> Memory:

@@ -5,6 +5,7 @@ Source: Efron and Tibshirani 1993, ch. 13; clusters as in Miller 2024, arXiv 241
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -88,6 +89,21 @@ def ratio_of_sums(
         above += t.resampled(stream) - floor
         below += b.resampled(stream) - floor
     return _estimate(value, above[below > 0] / below[below > 0], sum(len(t) for t in tuned))
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Two-sided chance of flips as uneven as these where both ways are equally likely. Source: McNemar 1947, exact."""
+    flips, fewer = lost + won, min(lost, won)
+    return min(1.0, 2 * sum(math.comb(flips, k) for k in range(fewer + 1)) / 2**flips)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of a family, corrected so that one below 0.05 is a false alarm in 5% of families. Source: Holm 1979."""
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = highest
+    return corrected
 
 
 def area_under_curve(positive: Array, negative: Array) -> float:

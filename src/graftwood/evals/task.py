@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
+from graftwood.data.rows import Turn
+from graftwood.files import sha256_text
 from graftwood.registry import Registry
 
-Kind = Literal["choice", "word", "program"]
+Kind = Literal["choice", "word", "text", "program", "code"]
 
 
 @dataclass(frozen=True)
 class Item:
     """One question.
 
-    `prompt` is the text before the answer: plain text for `choice` and `word`, one user message for `program`.
-    `choices` and `gold` belong to `choice`; `answer` is the word that `word` wants; `checks` say what an answer to a
-    `program` item must satisfy (see `checks.py`). `cluster` groups items that are not independent of each other.
+    `prompt` is the text before the answer: plain text, one user message for `program`; `turns` stand in its place where
+    a conversation is asked. `choices` and `gold` belong to `choice`; `answer` is what `word` and `text` want, and
+    `references` are other right answers; `checks` say what an answer to a `program` item must satisfy (see
+    `checks.py`); `test` is the program that tries what `code` defines under the name `entry_point`. `cluster` groups
+    items that are not independent of each other.
     """
 
     id: str
@@ -30,6 +34,10 @@ class Item:
     answer: str = ""
     checks: tuple[Mapping[str, Any], ...] = ()
     cluster: str = ""
+    turns: tuple[Turn, ...] = ()
+    references: tuple[str, ...] = ()
+    test: str = ""
+    entry_point: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,9 @@ class Task:
     """An entry of `evals/tasks/`: what is asked, how it is judged, what guessing would score.
 
     `title` is the name a reader of the report sees. `kind` is how an item is scored: `choice` by the length-normalised
-    log-probability of each choice, `word` by whether the greedy continuation is the answer, `program` by generating an
-    answer and checking it. `version` changes whenever a score could.
+    log-probability of each choice, `word` by whether the greedy continuation is the answer, `text` by `metric` between
+    the generated answer and the wanted one, `program` by generating an answer and checking it, `code` by running what
+    was generated against a test, `samples` times. `version` changes whenever a score could.
     """
 
     name: str
@@ -50,10 +59,33 @@ class Task:
     licence: str
     read: Callable[[], tuple[Item, ...]] = field(repr=False)
     max_tokens: int = 0
+    metric: str = ""
+    samples: int = 1
+    temperature: float = 0.0
 
     def items(self) -> tuple[Item, ...]:
         """Every item, in a fixed order."""
         return self.read()
+
+    def units(self) -> list[str]:
+        """By item, the name of what is independent: its cluster, or the item itself."""
+        return [item.cluster or item.id for item in self.items()]
+
+    @property
+    def key(self) -> str:
+        """Hex SHA-256 over all that a score depends on, the model apart."""
+        how = (self.kind, self.version, self.max_tokens, self.metric, self.samples, self.temperature)
+        return sha256_text(repr(how), *(repr(astuple(item)) for item in self.items()))
+
+    def limited(self, most: int | None) -> Task:
+        """The same with its first `most` items; None for all of them."""
+        items = self.items()
+        return self if most is None or len(items) <= most else self.of(items[:most])
+
+    def of(self, items: tuple[Item, ...]) -> Task:
+        """The same task of other items, and what guessing scores there."""
+        chance = sum(1 / len(item.choices) for item in items) / len(items) if self.kind == "choice" else self.chance
+        return replace(self, read=lambda: items, chance=chance)
 
 
 @cache

@@ -16,8 +16,12 @@ _ASCII = str.maketrans({"→": "->", "−": "-", "…": "...", "●": "*", "—"
 
 
 def render(card: Card, console: Console) -> None:
-    """Print the card; on a stream that is not Unicode every sign has a plain stand-in."""
-    whole = Group(*_parts(card))
+    """Print the card."""
+    print_plainly(Group(*_parts(card)), console)
+
+
+def print_plainly(whole: RenderableType, console: Console) -> None:
+    """Print; on a stream that is not Unicode every sign has a plain stand-in."""
     if console.encoding.lower().startswith("utf"):
         console.print(whole)
         return

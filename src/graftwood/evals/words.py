@@ -16,6 +16,13 @@ MEANING = {
     "severe": "learned by heart",
     "unknown": "not measured",
 }
+_ASKED = {
+    "choice": "multiple choice",
+    "word": "next word",
+    "text": "answer compared with the wanted one",
+    "program": "answer checked by a program",
+    "code": "program run against a test",
+}
 _SUFFIX = {"share": "%", "nats": " nats", "points": "", "ratio": ""}
 # Control characters break XML and steer terminals; direction overrides make a text read as what it is not.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
@@ -165,7 +172,7 @@ def flips(skill: Skill) -> str:
 
 def skill_kind(skill: Skill) -> str:
     """How the skill is asked, what guessing would score, and of how many items."""
-    asked = {"choice": "multiple choice", "word": "next word", "program": "answer checked by a program"}[skill.kind]
+    asked = _ASKED[skill.kind]
     items = "" if skill.measure.change.n is None else f", {plural(skill.measure.change.n, 'item')}"
     return f"{asked}, chance {percent(skill.chance)}{items}"
 

@@ -201,13 +201,7 @@ class Decoder(nn.Module):
     @contextmanager
     def without_deltas(self) -> Iterator[None]:
         """The base as it was: everything a technique put on is taken off inside the block and put back after it."""
-        places: list[tuple[dict[str, Any], str, nn.Parameter | None]] = []
-        for module in self.modules():
-            added = ("delta", "prompt", "prefix") if module is self else ("delta",)
-            places += [(module._modules, name, None) for name in added if module._modules.get(name) is not None]
-        for path, own in self._own.items():
-            owner, _, leaf = path.rpartition(".")
-            places.append((self.get_submodule(owner)._parameters, leaf, own))
+        places = self._added()
         held = [place[name] for place, name, _ in places]
         try:
             for place, name, own in places:
@@ -216,6 +210,23 @@ class Decoder(nn.Module):
         finally:
             for (place, name, _), value in zip(places, held, strict=True):
                 place[name] = value
+
+    def take_off(self) -> None:
+        """Make the decoder the base it was: everything a technique put on is gone."""
+        for place, name, own in self._added():
+            place[name] = own
+        self._own = {}
+
+    def _added(self) -> list[tuple[dict[str, Any], str, nn.Parameter | None]]:
+        """Where a technique put something, and what the base has there: the dictionary, the name, its own value."""
+        places: list[tuple[dict[str, Any], str, nn.Parameter | None]] = []
+        for module in self.modules():
+            added = ("delta", "prompt", "prefix") if module is self else ("delta",)
+            places += [(module._modules, name, None) for name in added if module._modules.get(name) is not None]
+        for path, own in self._own.items():
+            owner, _, leaf = path.rpartition(".")
+            places.append((self.get_submodule(owner)._parameters, leaf, own))
+        return places
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

@@ -1,0 +1,102 @@
+"""A task put to a model: every item asked and judged, with what was said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graftwood.base import Base
+from graftwood.evals.checks import followed
+from graftwood.evals.metrics import METRICS, best_over_references
+from graftwood.evals.score import Continuation, answers, continuations
+from graftwood.evals.task import Item, Task
+from graftwood.generate.engine import Engine
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One task's items in order.
+
+    `right` is 1 for right and 0 for wrong, or the share of what was wanted (`text`) or of the samples that passed
+    (`code`). `soft` is the probability of the right answer: among the choices by length-normalised log-probability, or
+    of the word; empty where answers are generated. `said` is the answer: the choice taken, the text generated; of a
+    `word` item only the right word is known.
+    """
+
+    task: Task
+    right: tuple[float, ...]
+    soft: tuple[float, ...] = ()
+    said: tuple[str, ...] = ()
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """What there is to say of each item, by name."""
+        for place, item in enumerate(self.task.items()):
+            columns = {"right": self.right, "soft": self.soft, "said": self.said}
+            yield {"task": self.task.name, "id": item.id} | {k: v[place] if v else None for k, v in columns.items()}
+
+
+def score_task(base: Base, engine: Engine, task: Task) -> Scores:
+    """Ask every item of a task and judge the answers."""
+    return _generated(base, engine, task) if task.max_tokens else _weighed(base, task)
+
+
+def work(base: Base, task: Task) -> tuple[int, int]:
+    """Tokens that a task has a model read, and at most write."""
+    asked = [_ids(base, task, item) for item in task.items()]
+    read = sum(map(len, asked)) + sum(len(choice) for one in _choices(base, task) for choice in one)
+    return read, len(asked) * task.max_tokens * task.samples
+
+
+def _weighed(base: Base, task: Task) -> Scores:
+    """Answers that are there already and are weighed by their probability."""
+    items = task.items()
+    scored = continuations(base.decoder, [_ids(base, task, item) for item in items], _choices(base, task))
+    if task.kind == "word":
+        (words,) = zip(*scored, strict=True) if scored else ((),)
+        soft = tuple(float(np.exp(word.log_probability)) for word in words)
+        said = tuple(item.answer if word.greedy else "" for item, word in zip(items, words, strict=True))
+        return Scores(task, tuple(float(word.greedy) for word in words), soft, said)
+    shares = [_shares(found) for found in scored]
+    picks = [int(share.argmax()) for share in shares]
+    return Scores(
+        task,
+        tuple(float(pick == item.gold) for pick, item in zip(picks, items, strict=True)),
+        tuple(float(share[item.gold]) for share, item in zip(shares, items, strict=True)),
+        tuple(item.choices[pick] for pick, item in zip(picks, items, strict=True)),
+    )
+
+
+def _shares(choices: list[Continuation]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Probability of each choice among the choices, by log-probability a token."""
+    means = np.array([choice.log_probability / choice.tokens for choice in choices])
+    weights = np.exp(means - means.max())
+    return weights / weights.sum()
+
+
+def _generated(base: Base, engine: Engine, task: Task) -> Scores:
+    """Answers that the model writes."""
+    items = task.items()
+    said = tuple(answers(engine, [_ids(base, task, item) for item in items], task.max_tokens))
+    if task.kind == "program":
+        right = (float(followed(item.checks, text)) for item, text in zip(items, said, strict=True))
+    else:
+        metric = METRICS[task.metric][1]
+        wanted = [(item.answer, *item.references) for item in items]
+        right = (best_over_references(metric, text, want) for text, want in zip(said, wanted, strict=True))
+    return Scores(task, tuple(right), said=said)
+
+
+def _ids(base: Base, task: Task, item: Item) -> list[int]:
+    encoder = base.encoder()
+    if item.turns:
+        return encoder.template.prompt(item.turns)
+    return encoder.ask(item.prompt) if task.kind == "program" else encoder.begin(item.prompt)
+
+
+def _choices(base: Base, task: Task) -> list[list[list[int]]]:
+    if task.max_tokens:
+        return []
+    return [base.tokenizer.encode_batch(item.choices or (item.answer,)) for item in task.items()]

@@ -1,0 +1,60 @@
+"""What `graft eval` finds: a base and adapters on it, the same items put to all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graftwood.evals import stats
+from graftwood.evals.asking import Scores
+from graftwood.evals.card import Estimate, Kept, Record
+
+
+class Asked(Record):
+    """One task of one model: its mean score, and the mean probability of the right answer where choices are weighed."""
+
+    name: str
+    title: str
+    kind: str
+    items: int
+    chance: float
+    score: Estimate
+    soft: Estimate | None
+
+
+class Judged(Record):
+    """One model's results; `kept` compares an adapter with the base it is on."""
+
+    name: str
+    source: str
+    technique: str | None
+    tasks: tuple[Asked, ...]
+    kept: Kept | None
+
+
+class Evaluation(Record):
+    """The whole of it; `settings` say how was asked."""
+
+    version: int = 1
+    created: str
+    model: str
+    model_fingerprint: str
+    precision: str
+    settings: dict[str, str]
+    base: Judged
+    adapters: tuple[Judged, ...]
+
+
+def asked(scores: Sequence[Scores]) -> tuple[Asked, ...]:
+    """Each task's means with their intervals."""
+    return tuple(
+        Asked(
+            name=one.task.name,
+            title=one.task.title,
+            kind=one.task.kind,
+            items=len(one.right),
+            chance=one.task.chance,
+            score=stats.mean(one.right, one.task.units()),
+            soft=stats.mean(one.soft, one.task.units()) if one.soft else None,
+        )
+        for one in scores
+    )

@@ -1,0 +1,125 @@
+"""A base and many adapters put to the same tasks: one base in memory, the adapters put on and taken off in turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from graftwood.base import Base, open_base
+from graftwood.checkpoint import load_adapter
+from graftwood.errors import ConfigError
+from graftwood.evals import skills
+from graftwood.evals.asking import Scores
+from graftwood.evals.comparison import Evaluation, Judged, asked
+from graftwood.evals.given import find_tasks
+from graftwood.evals.retention import compare, probe_for
+from graftwood.evals.task import TASKS, Task
+from graftwood.evals.tiers import sized
+from graftwood.files import atomic_write, storage, write_json
+from graftwood.generate.engine import Engine
+from graftwood.progress import Display
+from graftwood.run import run_parts
+from graftwood.runtime import place
+from graftwood.technique import Technique
+
+
+def evaluate(
+    model: str | Path = "smollm2-135m",
+    adapters: Sequence[str | Path] = (),
+    *,
+    tasks: str | None = None,
+    tier: str = "standard",
+    limit: int | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quiet: bool = False,
+) -> Evaluation:
+    """Put tasks to a base, and to every adapter on it; a run folder stands for its base and its adapter.
+
+    `tasks` are names, files and folders, comma-separated; `tier` says how many items of each, `limit` says it outright.
+    With `out` the records of all items are kept there. Raises: ConfigError, DataError and ModelError for what cannot
+    be used, before anything is asked.
+    """
+    display = Display(quiet)
+    chosen = sized(find_tasks(tasks), frozenset(TASKS.names()), tier, limit)
+    source, own = run_parts(str(model))
+    folders = [_adapter_folder(Path(given)) for given in (*([own] if own else []), *adapters)]
+    base = open_base(source, place(device, dtype))
+    settings = {"tier": tier} | ({} if limit is None else {"limit": str(limit)})
+    found, records = _put(base, folders, chosen, settings, display)
+    if out is not None:
+        _write(found, records, Path(out))
+    return found
+
+
+def _put(
+    base: Base, folders: Sequence[Path], tasks: Sequence[Task], settings: dict[str, str], display: Display
+) -> tuple[Evaluation, dict[str, list[Scores]]]:
+    """Ask the base, then each adapter: what was found, and what each of them said."""
+    engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
+    before = skills.base_scores(base, engine, lambda what: display.say(f"base: {what}"), tasks)
+    records, judged = {"base": before}, []
+    for name, folder in zip(_names(folders), folders, strict=True):
+        with display.stage("text of the base itself, to measure drift"):
+            probe = probe_for(base, engine)
+        with _on(base, folder) as technique:
+            after = _ask(base, name, tasks, display)
+            moved = compare(base.decoder, probe)
+        records[name] = after
+        kept = skills.kept(before, after, moved, probe)
+        judged.append(Judged(name=name, source=str(folder), technique=technique.title, tasks=asked(after), kept=kept))
+    found = Evaluation(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=base.name,
+        model_fingerprint=base.fingerprint,
+        precision=base.decoder.precision,
+        settings=settings,
+        base=Judged(name=base.name, source=base.source, technique=None, tasks=asked(before), kept=None),
+        adapters=tuple(judged),
+    )
+    return found, records
+
+
+def _ask(base: Base, name: str, tasks: Sequence[Task], display: Display) -> list[Scores]:
+    engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
+    return skills.score_all(base, engine, lambda what: display.say(f"{name}: {what}"), tasks)
+
+
+@contextmanager
+def _on(base: Base, folder: Path) -> Iterator[Technique]:
+    """The adapter on the base; afterwards, or when it does not fit, the base is what it was."""
+    try:
+        yield load_adapter(base, folder)
+    finally:
+        base.decoder.take_off()
+
+
+def _adapter_folder(given: Path) -> Path:
+    """Where an adapter's files are. Raises: ConfigError for a run that left a whole model."""
+    if (given / "adapter").is_dir():
+        return given / "adapter"
+    if (given / "model").is_dir():
+        raise ConfigError(f"{given} left a whole model, not an adapter; ask it alone: graft eval {given}")
+    return given
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What people call each adapter: its run's folder, or its whole path where two are called the same."""
+    short = [folder.parent.name if folder.name == "adapter" else folder.name for folder in folders]
+    return [
+        name if name != "base" and short.count(name) == 1 else str(folder).strip("./").replace("/", "-")
+        for name, folder in zip(short, folders, strict=True)
+    ]
+
+
+def _write(found: Evaluation, records: Mapping[str, Sequence[Scores]], out: Path) -> None:
+    """`evaluation.json`, and one file a model with a line for each item."""
+    with storage(f"write into {out}"):
+        for name, scores in records.items():
+            lines = (json.dumps(record, ensure_ascii=False) for one in scores for record in one.records())
+            atomic_write(out / f"items-{name}.jsonl", "".join(f"{line}\n" for line in lines))
+        write_json(out / "evaluation.json", found.model_dump())

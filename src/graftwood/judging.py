@@ -1,0 +1,50 @@
+"""The verb that asks: `graft eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graftwood.flags import DeviceFlag, DtypeFlag, JsonFlag
+
+Adapters = Annotated[
+    list[Path] | None, typer.Option("--adapter", "-a", help="adapter or run folder; may be given again")
+]
+Tasks = Annotated[
+    str | None, typer.Option("--tasks", help="names, .jsonl files and folders, comma-separated; by default the bundle")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("eval")(_evaluate)
+
+
+def _evaluate(
+    model: Annotated[str, typer.Argument(help="base by name, folder, .gguf, package or hub id; or a run")],
+    adapter: Adapters = None,
+    tasks: Tasks = None,
+    tier: Annotated[str, typer.Option("--tier", help="how much is asked: pulse, standard or certificate")] = "standard",
+    limit: Annotated[int | None, typer.Option("--limit", help="items of each task, whatever the tier says")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for the records of all items")] = None,
+    json_: JsonFlag = False,
+    device: DeviceFlag = "auto",
+    dtype: DtypeFlag = "auto",
+) -> None:
+    """Ask a base what it can do, and how much of it each adapter keeps."""
+    from graftwood.evaluation import evaluate
+
+    found = evaluate(
+        model, adapter or (), tasks=tasks, tier=tier, limit=limit, out=out, device=device, dtype=dtype
+    )  # fmt: skip
+    if json_:
+        print(json.dumps(found.model_dump(), ensure_ascii=False, indent=2))
+        return
+    from rich.console import Console
+
+    from graftwood.evals.table import render
+
+    render(found, Console())

@@ -1,0 +1,193 @@
+"""`graft eval`: a base and adapters asked the same, the base left as it was, every item on record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+import graftwood as gw
+import tiny
+from conftest import CPU
+from graftwood.base import Base, open_base
+from graftwood.checkpoint import save_adapter
+from graftwood.cli import app, guarded
+from graftwood.errors import ConfigError
+from graftwood.evals.given import find_tasks
+from graftwood.evaluation import _on, _put
+from graftwood.files import cache_home
+from graftwood.flags import normal
+from graftwood.progress import Display
+
+WORDS = ("the", "user", "said", "that", "system", "is", "here", "answer")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> Path:
+    return tiny.model_folder(tmp_path / "tiny", tokenizer_files, tiny.decoder(init_std=0.45))
+
+
+@pytest.fixture
+def base(folder: Path) -> Base:
+    return open_base(str(folder), CPU)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder of small tasks of every kind that needs no program to be run."""
+    home = tmp_path / "tasks"
+    home.mkdir()
+    rows = {
+        "choice": [
+            {"query": f"the {a} of {b}", "choices": [a, b, "end"], "gold": n % 2}
+            for n, (a, b) in enumerate(pairwise(WORDS))
+        ],
+        "word": [{"context": f"the {word} said", "word": word} for word in WORDS],
+        "text": [{"prompt": f"say {word}:", "completion": f" {word}"} for word in WORDS],
+        "program": [{"prompt": f"say {w}", "checks": [{"kind": "says", "text": w}]} for w in WORDS],
+    }
+    for name, given in rows.items():
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given), encoding="utf-8")
+    return home
+
+
+def adapter(base: Base, name: str, folder: Path, size: float = 0.5) -> Path:
+    """An adapter of noise, `size` wide; the base is given back as it was."""
+    technique = tiny.technique(name)
+    technique.apply(base.decoder, seed=0)
+    with torch.no_grad():
+        for number, parameter in enumerate(base.decoder.trained().values()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)), alpha=size)
+    save_adapter(base, technique, folder)
+    base.decoder.take_off()
+    return folder
+
+
+def test_adapters_take_turns_on_one_base(base: Base, tasks: Path, tmp_path: Path) -> None:
+    """However many come before it, an adapter scores as it does alone, and the base is asked once."""
+    one = adapter(base, "lora", tmp_path / "one")
+    two = adapter(base, "prefix", tmp_path / "two")
+    same = adapter(base, "lora", tmp_path / "same", size=0.0)
+    own = dict(base.decoder.named_parameters())
+    asked = find_tasks(str(tasks))
+    found, records = _put(base, [one, two, same], asked, {}, Display(quiet=True))
+    assert all(parameter is own[path] for path, parameter in base.decoder.named_parameters())
+    assert list(records) == ["base", "one", "two", "same"]
+    alone, _ = _put(base, [two], asked, {}, Display(quiet=True))
+    assert alone.adapters[0] == found.adapters[1]
+    assert alone.base == found.base
+    kept = {judged.name: judged.kept for judged in found.adapters}
+    assert kept["same"] is not None
+    assert kept["same"].drift.value == 0.0
+    assert [(skill.lost, skill.won) for skill in kept["same"].skills] == [(0, 0)] * 4
+    assert all(skill.p_value == 1.0 for skill in kept["same"].skills)
+    assert kept["one"] is not None
+    assert kept["one"].drift.value is not None
+    assert kept["one"].drift.value > 0.01
+    assert [task.kind for task in found.base.tasks] == ["choice", "program", "text", "word"]
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_base_alone(base: Base, tmp_path: Path) -> None:
+    broken = adapter(base, "lora", tmp_path / "broken")
+    config = json.loads((broken / "adapter_config.json").read_text(encoding="utf-8"))
+    (broken / "adapter_config.json").write_text(json.dumps(config | {"r": 7}), encoding="utf-8")
+    with torch.no_grad():
+        before = base.decoder(torch.tensor([[5, 6, 7]]))
+    with pytest.raises(ConfigError, match="does not fit this base"), _on(base, broken):
+        pass
+    with torch.no_grad():
+        assert torch.equal(base.decoder(torch.tensor([[5, 6, 7]])), before)
+
+
+def test_every_item_is_on_record(folder: Path, base: Base, tasks: Path, tmp_path: Path) -> None:
+    given = adapter(base, "lora", tmp_path / "runs" / "noise" / "adapter")
+    found = gw.evaluate(folder, [given], tasks=str(tasks), limit=5, out=tmp_path / "out", quiet=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "evaluation.json", "items-base.jsonl", "items-noise.jsonl",
+    }  # fmt: skip
+    for name, judged in (("base", found.base), ("noise", found.adapters[0])):
+        lines = (tmp_path / "out" / f"items-{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        assert len(records) == 20
+        for task in judged.tasks:
+            own = [record for record in records if record["task"] == task.name]
+            assert len({record["id"] for record in own}) == task.items == 5
+            assert task.score.value == pytest.approx(sum(record["right"] for record in own) / 5)
+            assert all(isinstance(record["said"], str) for record in own)
+            assert (task.soft is None) == (task.kind in ("text", "program"))
+            if task.soft is not None:
+                assert task.soft.value == pytest.approx(sum(record["soft"] for record in own) / 5)
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert written == json.loads(json.dumps(found.model_dump()))
+
+
+def test_the_base_is_asked_once_and_again_when_a_question_changes(folder: Path, tasks: Path) -> None:
+    def shelf() -> set[str]:
+        return {path.name for path in (cache_home() / "base-scores").rglob("*.json")}
+
+    first = gw.evaluate(folder, tasks=str(tasks), quiet=True)
+    kept = shelf()
+    assert len(kept) == 4
+    again = gw.evaluate(folder, tasks=str(tasks), quiet=True)
+    assert shelf() == kept
+    assert again.base == first.base
+    with (tasks / "word.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"context": "one more", "word": "said"}\n')
+    gw.evaluate(folder, tasks=str(tasks), quiet=True)
+    assert len(shelf()) == 5
+
+
+def test_a_run_stands_for_its_base_and_its_adapter(folder: Path, tasks: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {word}:", "completion": f" {word}"} for word in WORDS]
+    quick = {"epochs": 1, "batch": 4, "evaluations": 1, "quiet": True, "max_length": 64}
+    gw.tune(str(folder), rows, out=str(tmp_path / "lora-run"), rank=2, **quick)
+    found = gw.evaluate(tmp_path / "lora-run", tasks=str(tasks), tier="pulse", quiet=True)
+    assert [judged.name for judged in found.adapters] == ["lora-run"]
+    gw.tune(str(folder), rows, out=str(tmp_path / "full-run"), technique="full", **quick)
+    with pytest.raises(ConfigError, match="left a whole model, not an adapter; ask it alone: graft eval"):
+        gw.evaluate(folder, [tmp_path / "full-run"], tasks=str(tasks), quiet=True)
+
+
+def graft(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, list[str]]:
+    """Exit code, data, and what was said."""
+    capsys.readouterr()
+    code = guarded(lambda: app([normal(str(word)) for word in words], standalone_mode=False))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err.splitlines()
+
+
+def test_the_verb_shows_a_table_or_json(
+    folder: Path, base: Base, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = adapter(base, "lora", tmp_path / "one"), adapter(base, "ia3", tmp_path / "two")
+    words = ("eval", folder, "-a", one, "-a", two, "--tasks", tasks)
+    code, out, _ = graft(capsys, *words)
+    assert code == 0
+    for heading in ("change [95%]", "lost/won", "kept", "drift", "choice: 7 items, chance 33.3%"):
+        assert heading in out
+    assert [line.split()[0] for line in out.splitlines()[2:6]] == ["base", "one", "two", "program:"]
+    assert max(map(len, out.splitlines())) <= 80, "it fits a terminal of the usual width"
+    code, out, _ = graft(capsys, *words, "--json")
+    assert code == 0
+    assert [judged["name"] for judged in json.loads(out)["adapters"]] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--tier", "standart"), "unknown tier 'standart'. Did you mean 'standard'"),
+        (("--limit", "1"), "--limit 1 leaves nothing to compare"),
+        (("--tasks", "nothing"), "unknown task 'nothing'"),
+        (("--adapter", "no/such"), "no/such is no adapter folder"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(
+    words: tuple[str, ...], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = graft(capsys, "eval", folder, *words)
+    assert (code, out) == (2, "")
+    assert said in err[-1]
