@@ -153,7 +153,7 @@ def test_other_tools_names_are_understood() -> None:
 
 
 def test_other_tools_names_reach_the_run(graft: Graft, rows: Path, tiny_hf_folder: Path) -> None:
-    more = ("--data", rows, "--model", tiny_hf_folder, "--held-out", 0)
+    more = ("--data", rows, "--model", tiny_hf_folder, "--held-out", 0, "--keep", "none")
     assert "lr=-1" in graft("tune", *more, "--learning_rate", -1).error
     assert "rank=0" in graft("tune", *more, "--lora-r", 0).error
     assert "'nothing'" in graft("tune", *more, "--target_modules=nothing").error

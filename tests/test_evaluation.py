@@ -143,11 +143,11 @@ def test_the_base_is_asked_once_and_again_when_a_question_changes(folder: Path, 
 
 def test_a_run_stands_for_its_base_and_its_adapter(folder: Path, tasks: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"say {word}:", "completion": f" {word}"} for word in WORDS]
-    quick = {"epochs": 1, "batch": 4, "evaluations": 1, "quiet": True, "max_length": 64}
+    quick = {"technique": "lora", "epochs": 1, "batch": 4, "evaluations": 1, "quiet": True, "max_length": 64}
     gw.tune(str(folder), rows, out=str(tmp_path / "lora-run"), rank=2, **quick)
     found = gw.evaluate(tmp_path / "lora-run", tasks=str(tasks), tier="pulse", quiet=True)
     assert [judged.name for judged in found.adapters] == ["lora-run"]
-    gw.tune(str(folder), rows, out=str(tmp_path / "full-run"), technique="full", **quick)
+    gw.tune(str(folder), rows, out=str(tmp_path / "full-run"), **quick | {"technique": "full"})
     with pytest.raises(ConfigError, match="left a whole model, not an adapter; ask it alone: graft eval"):
         gw.evaluate(folder, [tmp_path / "full-run"], tasks=str(tasks), quiet=True)
 

@@ -21,7 +21,16 @@ from tiny import decoder, model_folder
 
 WORDS = ("the", "user", "said", "that", "system", "is", "here")
 ROWS = [{"prompt": f"say {word}:", "completion": f" {word} {word}"} for word in WORDS]
-QUICK = {"epochs": 2, "batch": 2, "evaluations": 2, "quiet": True, "held_out": 0.3, "max_length": 64, "lr": 1e-3}
+QUICK = {
+    "technique": "lora",
+    "epochs": 2,
+    "batch": 2,
+    "evaluations": 2,
+    "quiet": True,
+    "held_out": 0.3,
+    "max_length": 64,
+    "lr": 1e-3,
+}
 
 
 @pytest.fixture
@@ -33,7 +42,7 @@ def model(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> gw.Model:
 @pytest.mark.parametrize("technique", ["lora", "full", "prefix"])
 def test_a_run_leaves_everything_it_promises(technique: str, model: gw.Model, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run = gw.tune(model, ROWS, out=out.as_posix(), technique=technique, **QUICK)
+    run = gw.tune(model, ROWS, out=out.as_posix(), **QUICK | {"technique": technique})
     left = {path.name for path in out.iterdir()}
     result = "model" if technique == "full" else "adapter"
     assert {"run.toml", "metrics.jsonl", "curve.svg", "report.json", "report.html", "checkpoints", result} <= left

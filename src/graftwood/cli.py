@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from graftwood import __version__, judging, verbs
+from graftwood import __version__, judging, listings, verbs
 from graftwood.errors import ConfigError, GraftError
 from graftwood.flags import (
     TECHNIQUE_FLAGS,
@@ -30,13 +30,12 @@ from graftwood.flags import (
     Temperature,
     TopK,
     TopP,
+    anchors,
     assignments,
     normal,
     tune_signature,
 )
-from graftwood.flags import (
-    anchors as anchors_given,
-)
+from graftwood.listings import print_json, show_card
 from graftwood.preparation import prepare
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
 
 # Typer carries its own copy of click in some versions and not in others; this is the class both raise.
 UsageError: Any = typer.BadParameter.__base__
+
+NOTHING_SHIPPED = 3  # exit code of a run whose budget no place with a gain kept
 
 app = typer.Typer(
     name="graft",
@@ -63,19 +64,23 @@ def _tune(**given: Any) -> None:
     file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
     options = assignments(given.pop("set_"))
     options |= {key: value for key in TECHNIQUE_FLAGS if (value := given.pop(key)) is not None}
-    held = anchors_given(given.pop("anchor"))
+    held = anchors(given.pop("anchor"))
     config = resolve(file, given | {"options": options or None, "anchors": held or None})
     display = Display()
     if dry:
         expected = dry_run(config, display)
         if as_json:
-            _print_json(vars(expected))
+            print_json(vars(expected))
         return
     done = run(config, display, resume)
     if as_json:
-        _print_json(done.report.model_dump())
+        print_json(done.report.model_dump())
     else:
-        _show_card(done.folder, done.report)
+        show_card(done.folder, done.report)
+    choice = done.report.choice
+    if choice is not None and choice.dial is None:
+        display.say(f"nothing is shipped: {choice.why}" + (f"; {choice.price}" if choice.price else ""))
+        raise typer.Exit(NOTHING_SHIPPED)
     if done.report.chosen.stopped == "stopped by you":
         display.say(f"stopped early; go on with: graft tune {done.folder}/run.toml --resume")
         raise typer.Exit(130)
@@ -91,6 +96,7 @@ def _register_tune() -> None:
 
 _register_tune()
 verbs.register(app)
+listings.register(app)
 judging.register(app)
 
 
@@ -132,7 +138,7 @@ def generate(
         return
     for asked, done in zip(prompts, opened.complete(prompts, chat=chat, **sampling), strict=True):
         if json_:
-            _print_json({"prompt": asked, "text": done.text, "finish": done.finish, "tokens": len(done.ids)}, line=True)
+            print_json({"prompt": asked, "text": done.text, "finish": done.finish, "tokens": len(done.ids)}, line=True)
         else:
             print(done.text)
 
@@ -233,92 +239,6 @@ def merge(
     export(model or recorded_base(adapter), out, adapter, device, dtype)
 
 
-@app.command()
-def show(
-    run: Annotated[Path, typer.Argument(help="run folder")],
-    json_: JsonFlag = False,
-) -> None:
-    """Show a run's report card again."""
-    from graftwood.evals.report import read_report
-
-    card = read_report(run)
-    if json_:
-        _print_json(card.model_dump())
-    else:
-        _show_card(run, card)
-
-
-@app.command()
-def models(json_: JsonFlag = False) -> None:
-    """List the models that have a short name and those that are cached, with their sizes."""
-    from graftwood.cache import cached_models
-    from graftwood.hub import KNOWN
-
-    rows = [{"name": n, "source": k.source, "about": k.about, "licence": k.licence} for n, k in KNOWN.items()]
-    cached = cached_models()
-    if json_:
-        _print_json({"known": rows, "cached": cached})
-        return
-    for row in rows:
-        print(f"{row['name']:24} {row['about']}, {row['licence']}, from {row['source']}")
-    for entry in cached:
-        print(f"{entry['name']:48} {_size(int(entry['bytes']))}  {entry['path']}")
-
-
-@app.command()
-def cache(
-    clean: Annotated[bool, typer.Option("--clean", help="delete what is listed")] = False,
-    what: Annotated[Optional[str], typer.Argument(help="only this entry")] = None,  # noqa: UP045
-    json_: JsonFlag = False,
-) -> None:
-    """List what is cached, or delete it with --clean; everything cached can be made again."""
-    from graftwood.cache import entries, remove
-    from graftwood.files import cache_home
-
-    found = entries(what)
-    if json_:
-        _print_json({"home": str(cache_home()), "entries": found})
-    else:
-        print(f"cache folder {cache_home()}", file=sys.stderr)
-        for entry in found:
-            print(f"{entry['name']:64} {_size(int(entry['bytes']))}")
-    if clean:
-        remove(found)
-        print(f"deleted {len(found)} entries", file=sys.stderr)
-
-
-@app.command()
-def techniques(json_: JsonFlag = False) -> None:
-    """List the tuning techniques: what each trains, saves and costs, its options and its source."""
-    from graftwood.technique import TECHNIQUES
-
-    rows = [kind.summary() for kind in TECHNIQUES.all().values()]
-    if json_:
-        _print_json(rows)
-        return
-    for row in rows:
-        options = ", ".join(f"{key}={value}" for key, value in row["options"].items()) or "none"
-        print(f"{row['name']:8} {row['title']}: {row['formula']}")
-        print(f"{'':8} trains {row['trains']}; saves {row['saves']}; costs {row['costs']}")
-        print(f"{'':8} options: {options}; lr {row['learning_rate']:g}; {row['source']}")
-
-
-@app.command()
-def anchors(json_: JsonFlag = False) -> None:
-    """List what can hold a model to its base while it learns: formula, cost, options and source of each."""
-    from graftwood.anchor import ANCHORS
-
-    rows = [kind.summary() for kind in ANCHORS.all().values()]
-    if json_:
-        _print_json(rows)
-        return
-    for row in rows:
-        options = ", ".join(f"{key}={value}" for key, value in row["options"].items()) or "none"
-        print(f"{row['name']:12} {row['title']}: {row['formula']}")
-        print(f"{'':12} costs {row['cost']}")
-        print(f"{'':12} options: {options}; {row['source']}")
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(__version__)
@@ -338,26 +258,6 @@ def _open(model: str, adapter: Path | None, device: str, dtype: str) -> Model:
     from graftwood.run import load
 
     return load(model, adapter, device, dtype)
-
-
-def _show_card(folder: Path, card: Any) -> None:
-    from rich.console import Console
-
-    from graftwood.evals.terminal import render
-
-    render(card, Console())
-    names = [name for name in ("report.html", "report.png", "report.json") if (folder / name).exists()]
-    print("written: " + " ".join(str(folder / name) for name in names), file=sys.stderr)
-    if "report.png" not in names:
-        print("report.png needs the extra: pip install 'graftwood[report]'", file=sys.stderr)
-
-
-def _print_json(value: Any, line: bool = False) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=None if line else 2, default=str))
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
 
 
 def main() -> None:

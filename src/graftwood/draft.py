@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graftwood.anchor import ANCHORS, Anchor
+from graftwood.choose.budget import NONE, Budget, read_budget
+from graftwood.choose.items import leaked
+from graftwood.choose.recipe import recipe
 from graftwood.config import RunConfig
 from graftwood.data.sources import Source, Splits, load_splits
 from graftwood.errors import ConfigError, GraftError
+from graftwood.evals.given import find_tasks
+from graftwood.evals.task import TASKS, Task
+from graftwood.evals.tiers import sized
 from graftwood.model.decoder import Decoder
 from graftwood.technique import TECHNIQUES, Technique
 from graftwood.train.loop import Plan
@@ -26,6 +32,8 @@ class Draft:
     plan: Plan
     reasons: dict[str, str]
     anchors: tuple[Anchor, ...]
+    budget: Budget | None
+    tasks: tuple[Task, ...]
     splits: Splits
 
 
@@ -68,11 +76,21 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
     Raises: the one problem there is, or a ConfigError that lists them all.
     """
     problems: list[GraftError] = []
-    chosen = splits = decoder = None
+    chosen = splits = decoder = budget = None
+    tasks: tuple[Task, ...] = ()
+    config, decided = recipe(config)
     valid, test = (Path(path) if path else None for path in (config.valid, config.test))
     source = data if data is not None else Path(config.data)
     try:
         chosen = choose(config)
+    except GraftError as error:
+        problems.append(error)
+    try:
+        budget = read_budget(config.keep or NONE, config.keep_worst)
+    except GraftError as error:
+        problems.append(error)
+    try:
+        tasks = sized(find_tasks(config.skills), frozenset(TASKS.names()), "certificate")
     except GraftError as error:
         problems.append(error)
     try:
@@ -89,9 +107,33 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
         problems.append(ConfigError(f"{why}; {fix}"))
     if chosen is not None and decoder is not None:
         problems += map(ConfigError, chosen[0].problems(decoder))
+        problems += map(ConfigError, _unkeepable(budget, chosen[0], chosen[3], splits))
         problems += [ConfigError(what) for anchor in chosen[3] for what in anchor.problems(chosen[0], decoder)]
+    if splits is not None and (leaks := leaked(tasks, splits.train)):
+        more = f" and {len(leaks) - 20} more" if len(leaks) > 20 else ""
+        where = "; ".join(leaks[:20]) + more
+        problems.append(ConfigError(f"training rows hold what measures the base: {where}; take them out"))
     if len(problems) == 1:
         raise problems[0]
     if chosen is None or splits is None or problems:
         raise ConfigError("\n  ".join((f"{len(problems)} problems:", *map(str, problems))))
-    return Draft(config, *chosen, splits)
+    technique, plan, reasons, anchors = chosen
+    return Draft(config, technique, plan, reasons | decided, anchors, budget, tasks, splits)
+
+
+def _unkeepable(
+    budget: Budget | None, technique: Technique, anchors: tuple[Anchor, ...], splits: Splits | None
+) -> list[str]:
+    """All that keeps a budget from being kept."""
+    if budget is None:
+        return []
+    found = []
+    if not technique.starts_at_base:
+        found.append(f"--keep needs a way back to the base, which {technique.name} does not have; give --keep none")
+    if any(anchor.dial != 1 for anchor in anchors):
+        found.append("--keep finds the dial that the anchor interpolate sets by hand; give one of them")
+    if splits is not None and not splits.valid:
+        found.append(
+            "--keep chooses on validation rows and there are none; give --valid, --held-out 0.1 or --keep none"
+        )
+    return found

@@ -169,6 +169,10 @@ def run(
     job = prepare(drafted, model.base, display)
     preview(job, display)
     card = execute(job, out, display, resume)
+    if card.choice is not None and card.choice.dial is None:
+        model.base.decoder.take_off()
+        model.changed()
+        return Run(out, card, model)
     if job.technique.writes_base:
         written = out / "model"
         source, print_ = str(written.resolve()), fingerprint(written)
@@ -243,6 +247,8 @@ def run_parts(model: str) -> tuple[str, Path | None]:
         return str(folder / "model"), None
     if (folder / "adapter").is_dir():
         return str(read_toml(folder / "run.toml")["model"]), folder / "adapter"
+    if (folder / "report.json").is_file():
+        raise ModelError(f"{folder} shipped nothing: no gain within its budget; see graft explain {folder}")
     raise ModelError(f"{folder} is a run that has no result yet; finish it with graft tune {folder}/run.toml --resume")
 
 

@@ -65,7 +65,7 @@ def trained(folder: Path, out: Path, technique: str, given: list[Anchor]) -> tup
         pass
     for anchor in given:
         if anchor.dial != 1:
-            trainer.dial(tiny.technique(technique), anchor.dial)
+            trainer.way(tiny.technique(technique))(anchor.dial)
     return base, {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
 
 
@@ -104,7 +104,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(name: str, folder: Path, 
     for _ in second.run():
         pass
     if anchor.dial != 1:
-        second.dial(tiny.technique("lora"), anchor.dial)
+        second.way(tiny.technique("lora"))(anchor.dial)
     assert all(torch.equal(whole[key], parameter) for key, parameter in second.trained.items())
 
 
@@ -126,14 +126,15 @@ def test_the_dials_ends_are_exact(technique: str, folder: Path, tmp_path: Path) 
     with torch.no_grad():
         untouched = open_base(str(folder), CPU).decoder(ids)
         end = {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
-        trainer.dial(tiny.technique(technique), 1.0)
+        go = trainer.way(tiny.technique(technique))
+        go(1.0)
         assert all(torch.equal(end[name], parameter) for name, parameter in trainer.trained.items())
         tuned = base.decoder(ids)
         assert not torch.allclose(tuned, untouched, atol=1e-3)
-        trainer.dial(tiny.technique(technique), 0.5)
+        go(0.5)
         half = base.decoder(ids)
         assert (half - untouched).norm() < (tuned - untouched).norm()
-        trainer.dial(tiny.technique(technique), 0.0)
+        go(0.0)
         assert torch.equal(base.decoder(ids), untouched)
 
 
@@ -143,7 +144,7 @@ def test_the_way_of_lora_is_straight_in_its_update(folder: Path, tmp_path: Path)
         pass
     (linear, *_) = base.decoder.linears().values()
     whole = linear.delta.merged(linear) - linear.weight
-    trainer.dial(tiny.technique("lora"), 0.3)
+    trainer.way(tiny.technique("lora"))(0.3)
     torch.testing.assert_close(linear.delta.merged(linear) - linear.weight, 0.3 * whole)
 
 
@@ -152,7 +153,7 @@ def test_what_does_not_begin_at_the_base_has_no_dial(technique: str, folder: Pat
     base, trainer = made(folder, tmp_path, technique, [])
     trainer.save()
     with pytest.raises(ConfigError, match=f"{technique} does not begin at the base"):
-        trainer.dial(tiny.technique(technique), 0.5)
+        trainer.way(tiny.technique(technique))(0.5)
     (problem,) = ANCHORS.get("interpolate").parse({}).problems(tiny.technique(technique), base.decoder)
     assert technique in problem
 

@@ -102,6 +102,61 @@ class Chosen(Record):
     epochs: float
 
 
+class Decision(Record):
+    """What is kept in the mean and of the worst ability, and whether the budget holds."""
+
+    kept: Estimate
+    worst: str | None
+    worst_kept: Estimate
+    passed: bool
+
+
+class Candidate(Record):
+    """One place on an arm's way from the base: validation loss (nats an answer token) and drift (nats a token).
+
+    Where it was certified, what is kept there on the items that decide, and whether the budget held.
+    """
+
+    dial: float
+    loss: float
+    drift: float
+    decision: Decision | None = None
+
+
+class Arm(Record):
+    """One recipe that was tried: its settings, what it trained on, and what became of it."""
+
+    name: str
+    settings: dict[str, str]
+    steps: int
+    tokens: int
+    seconds: float
+    fate: str
+    candidates: tuple[Candidate, ...] = ()
+
+
+class Choice(Record):
+    """How the budget was kept: every arm and place that was tried, what is shipped, and what the choice cost.
+
+    `shipped` names an arm and `dial` its place; both are None where nothing gained within the budget. `price` then
+    says what a smaller budget would buy. `plain_seconds` is what training alone would have taken without anchors.
+    """
+
+    budget: float
+    worst_budget: float | None
+    base_loss: float
+    items: int
+    arms: tuple[Arm, ...]
+    shipped: str | None
+    dial: float | None
+    why: str
+    price: str | None
+    seconds: float
+    tokens: int
+    plain_seconds: float
+    plain_tokens: int
+
+
 class Cost(Record):
     """What the run took on this machine."""
 
@@ -152,3 +207,4 @@ class Card(Record):
     cost: Cost
     curve: tuple[CurvePoint, ...]
     samples: tuple[Sample, ...]
+    choice: Choice | None = None

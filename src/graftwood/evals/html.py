@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from html import escape
 
 from graftwood.evals import words
-from graftwood.evals.card import Card, Chosen, Compared, Cost, Estimate, Gained, Memory, Sample, Skill
+from graftwood.evals.card import Card, Choice, Chosen, Compared, Cost, Estimate, Gained, Memory, Sample, Skill
 from graftwood.evals.html_style import CSS
 from graftwood.evals.lights import lights
 from graftwood.evals.svg import curve_svg, skills_svg
+from graftwood.evals.tradeoff import choice_curves, tradeoff_svg
 
 GLOSSARY = (
     ("95% CI", "The range that holds the true value in 95 of 100 repetitions. When the range of a change holds zero, "
@@ -18,6 +19,8 @@ GLOSSARY = (
      "same rows."),
     ("Kept share", "Over the skills the base had: the sum of (tuned accuracy − chance) divided by the sum of (base "
      "accuracy − chance). A skill counts only where the base is clearly above chance; above 100% it is shown as 100%."),
+    ("Budget", "The share of the base that had to be kept. It holds where the lower end of the interval of the mean "
+     "over abilities does, asked with items that are in no other figure of this page."),
     ("Lost / won", "Questions the base had right and the tuned model has wrong, and the reverse. Two equal averages "
      "can hide many of both."),
     ("Drift", "How far the tuned model's next-word probabilities moved from the base's, as KL divergence in nats a "
@@ -42,6 +45,7 @@ def card_html(card: Card) -> str:
         _summary(card),
         _gained(card.gained),
         _kept(card),
+        *([] if card.choice is None else [_choice(card.choice)]),
         _memory(card.memory),
         _chosen(card.chosen),
         _section("Training", _figure(curve_svg(card.curve, card.chosen.best_step), "Losses, drift and the kept step")),
@@ -176,6 +180,13 @@ def _memory(memory: Memory) -> str:
         for light in lights(memory)
     )
     return _section("Memory", f"<ul class=lights>{shown}</ul>", _facts(words.memory_rows(memory)), accent="memory")
+
+
+def _choice(choice: Choice) -> str:
+    said = (words.budget_line(choice), choice.why, *([choice.price] if choice.price else []), words.choice_cost(choice))
+    picture = tradeoff_svg(choice_curves(choice), "fall of validation loss, nats a token", choice.budget)
+    figure = _figure(picture, "Every certified place: gained against kept, on items that no other figure here uses")
+    return _section("Budget", "".join(f"<p>{_text(line)}</p>" for line in said), figure, accent="kept")
 
 
 def _chosen(chosen: Chosen) -> str:

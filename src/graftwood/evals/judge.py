@@ -170,7 +170,7 @@ def samples(paper: Paper, encoder: Encoder, before: Sheet, after: Sheet) -> tupl
 
 def drift_gauge(base: Base, probe: Expected, windows: int = 4) -> Callable[[], float]:
     """A quick drift reading for the live line."""
-    small = probe.first(windows)
+    small = probe.split(windows)[0]
     return lambda: float(compare(base.decoder, small).drift.mean())
 
 

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graftwood.evals import words
-from graftwood.evals.card import Card, Gained, Kept, Sample, Skill
+from graftwood.evals.card import Card, Choice, Gained, Kept, Sample, Skill
 from graftwood.evals.lights import COLOURS, lights
 
 SAMPLES, SAMPLE_TEXT = 2, 160
@@ -39,6 +39,8 @@ def _parts(card: Card) -> list[RenderableType]:
     body.add_column(ratio=1)
     body.add_row(_name("GAINED"), _gained(card.gained))
     body.add_row(_name("KEPT"), _kept(card.kept))
+    if card.choice is not None:
+        body.add_row(Text("BUDGET", "bold"), _budget(card.choice))
     body.add_row(_name("MEMORY"), _memory(card))
     body.add_row(_name("CHOSEN"), _chosen(card))
     if card.samples:
@@ -78,6 +80,11 @@ def _kept(kept: Kept) -> RenderableType:
         ]
     fallen = words.worst(kept)
     return Group(*parts, *([Text(fallen)] if fallen else []), "")
+
+
+def _budget(choice: Choice) -> RenderableType:
+    lines = [Text(words.budget_line(choice), "bold"), Text(choice.why), *([Text(choice.price)] if choice.price else [])]
+    return Group(*lines, Text(words.choice_cost(choice), "dim"), "")
 
 
 def _skill(table: Table, skill: Skill) -> None:

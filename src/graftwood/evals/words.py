@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from graftwood.evals.card import Card, Chosen, Compared, Cost, Estimate, Gained, Kept, Memory, Skill
+from graftwood.evals.card import Card, Choice, Chosen, Compared, Cost, Estimate, Gained, Kept, Memory, Skill
 
 Unit = Literal["share", "nats", "points", "ratio"]
 ACCENTS = {"GAINED": "#15803d", "KEPT": "#1d4ed8", "MEMORY": "#7c3aed", "CHOSEN": "#b45309"}
@@ -309,3 +309,28 @@ def rows_line(card: Card) -> str:
 def created(card: Card) -> str:
     """The day and minute of the report."""
     return one_line(card.created.replace("T", " "), 17).rstrip("…")
+
+
+def budget_line(choice: Choice) -> str:
+    """Whether the budget held and on what: `budget 95%: held at 97.1% (95% CI 95.4 to 98.9) on 342 other items`."""
+    budget = f"budget {choice.budget * 100:.4g}%"
+    shipped = [
+        one.decision
+        for arm in choice.arms
+        for one in arm.candidates
+        if arm.name == choice.shipped and one.dial == choice.dial
+    ]
+    if not shipped or shipped[0] is None:
+        return f"{budget}: nothing is shipped"
+    return f"{budget}: held at {estimate(shipped[0].kept, 'share')} on {choice.items:,} other items, which decided"
+
+
+def choice_cost(choice: Choice) -> str:
+    """What choosing took beside training alone."""
+    if choice.plain_seconds <= 0:
+        return f"took {duration(choice.seconds)}, {count(choice.tokens)} tokens"
+    share = choice.seconds / choice.plain_seconds
+    return (
+        f"took {duration(choice.seconds)} and {count(choice.tokens)} tokens, {share:.2f} times training alone "
+        f"(about {duration(choice.plain_seconds)}, {count(choice.plain_tokens)} tokens)"
+    )

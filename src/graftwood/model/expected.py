@@ -32,9 +32,11 @@ class Expected:
     words: Tensor
     log_p: Tensor
 
-    def first(self, windows: int) -> Expected:
-        """The same of fewer windows."""
-        return Expected(self.ids[:windows], self.words[:windows], self.log_p[:windows])
+    def split(self, windows: int) -> tuple[Expected, Expected]:
+        """The first windows, and the others."""
+        parts = [(part[:windows], part[windows:]) for part in (self.ids, self.words, self.log_p)]
+        first, others = (Expected(*side) for side in zip(*parts, strict=True))
+        return first, others
 
 
 @torch.inference_mode()

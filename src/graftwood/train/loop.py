@@ -276,10 +276,11 @@ class Trainer:
             self.optimiser.restore(saved.optimiser)
         self.optimiser.swap()
 
-    def dial(self, technique: Technique, alpha: float) -> None:
-        """Go back to a share of the way from the run's start to what the decoder is now."""
+    def way(self, technique: Technique) -> Callable[[float], None]:
+        """How to take the decoder to a share of the way from the run's start to where it is now."""
+        start = load_step(self.folder / START).trained
         end = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-        technique.dial(self.decoder, load_step(self.folder / START).trained, end, alpha)
+        return lambda alpha: technique.dial(self.decoder, start, end, alpha)
 
     def _put(self, saved: Saved) -> None:
         with torch.no_grad():

@@ -1,0 +1,83 @@
+"""How far along its way a trained model may go: the most gain whose kept share is certified.
+
+Looking is cheap (loss on validation rows, drift on the base's own text) and steers; certifying asks the base's
+abilities again and decides. Going back along the way gives what was kept back before what was gained (arXiv
+2605.28819), so what fails is halved towards the base, where everything is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from graftwood.evals.card import Decision
+
+GRID = (1.0, 0.75, 0.5, 0.25)
+TRIES = 5
+CLOSE = 0.97  # a share of the best gain that is not worth another certificate
+
+
+@dataclass(frozen=True)
+class Look:
+    """One place on the way: validation loss in nats an answer token, drift in nats a token."""
+
+    alpha: float
+    loss: float
+    drift: float
+
+
+class Way(Protocol):
+    """A trained model that can go back towards its base."""
+
+    def look(self, alpha: float) -> Look:
+        """Loss and drift there."""
+
+    def certify(self, alpha: float) -> Decision:
+        """What is kept there, on items that no report uses."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Where the way was looked at and certified, and the place that is shipped, if any is."""
+
+    looks: tuple[Look, ...]
+    decisions: dict[float, Decision]
+    shipped: float | None
+
+
+def settle(way: Way, base_loss: float, drift_limit: float | None = None, grid: Sequence[float] = GRID) -> Settled:
+    """The place with the most gain that passes, after at most `TRIES` certificates.
+
+    `drift_limit` is what earlier runs on this base say the budget allows: the first certificate is tried there when the
+    best place lies beyond it.
+    """
+    looks = {alpha: way.look(alpha) for alpha in grid}
+    best = min(looks.values(), key=lambda look: look.loss)
+    decisions: dict[float, Decision] = {}
+    if best.loss >= base_loss:
+        return Settled(tuple(looks.values()), decisions, None)
+    passed, failed = 0.0, math.inf
+    alpha = _within(best, drift_limit)
+    for _ in range(TRIES):
+        if alpha not in looks:
+            looks[alpha] = way.look(alpha)
+        decisions[alpha] = way.certify(alpha)
+        if decisions[alpha].passed:
+            passed = alpha
+            enough = base_loss - looks[alpha].loss >= CLOSE * (base_loss - best.loss)
+            if enough or alpha >= best.alpha:
+                break
+        else:
+            failed = alpha
+        alpha = round(best.alpha if math.isinf(failed) else (passed + failed) / 2, 4)
+    gains = looks[passed].loss < base_loss if passed else False
+    return Settled(tuple(sorted(looks.values(), key=lambda look: -look.alpha)), decisions, passed if gains else None)
+
+
+def _within(best: Look, limit: float | None) -> float:
+    """The place up to the best one where drift reaches the limit; drift grows with the square of the way."""
+    if limit is None or best.drift <= limit:
+        return best.alpha
+    return round(max(0.05, best.alpha * math.sqrt(limit / best.drift)), 4)

@@ -1,0 +1,170 @@
+"""A trained model taken as far along its way as a budget allows, and the record of how that place was found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from graftwood.base import Base
+from graftwood.choose.budget import Budget, percent
+from graftwood.choose.dial import Look, Settled, settle
+from graftwood.choose.relation import learn, read_relation
+from graftwood.data.batch import packs
+from graftwood.data.encode import Example
+from graftwood.evals import skills
+from graftwood.evals.asking import Scores
+from graftwood.evals.card import Arm, Candidate, Choice, Decision, Estimate
+from graftwood.evals.decision import decide
+from graftwood.evals.retention import compare
+from graftwood.files import storage, write_json
+from graftwood.generate.engine import Engine
+from graftwood.model.expected import Expected
+from graftwood.progress import Display
+from graftwood.train.loop import mean_loss
+
+ROWS, WINDOWS = 64, 16  # validation rows and windows of the base's text that a look reads; no report uses these windows
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """What decides and is in no report: validation rows, the base's scores on half of the items, some of its text."""
+
+    rows: Sequence[Example]
+    scores: Sequence[Scores]
+    probe: Expected
+
+
+class Keeper:
+    """One trained model on its way, measured at places that `go` takes it to.
+
+    What was certified is kept in `file`, so that a run that was stopped in the middle asks nothing twice; `key` names
+    the training it belongs to.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        go: Callable[[float], None],
+        deciding: Deciding,
+        budget: Budget,
+        file: Path,
+        key: str,
+        display: Display,
+    ) -> None:
+        self._base, self._go, self._display = base, go, display
+        self._packs = [packed.to(base.decoder.device) for packed in packs(deciding.rows[:ROWS], 1024)]
+        self._probe, self._before, self._budget = deciding.probe, deciding.scores, budget
+        self._file, self._key = file, key
+        stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        known = stored["decisions"] if stored.get("key") == key else {}
+        self._known = {alpha: Decision.model_validate(decision) for alpha, decision in known.items()}
+
+    @property
+    def items(self) -> int:
+        """How many items decide."""
+        return sum(len(scores.right) for scores in self._before)
+
+    def look(self, alpha: float) -> Look:
+        """Validation loss and drift there."""
+        self._go(alpha)
+        loss = mean_loss(self._base.decoder, self._packs)
+        assert loss is not None, "a budget needs validation rows"
+        drift = float(compare(self._base.decoder, self._probe).drift.mean())
+        self._display.say(f"dial {alpha:g}: validation loss {loss:.4f}, drift {drift:.4f}")
+        return Look(alpha, loss, drift)
+
+    def certify(self, alpha: float) -> Decision:
+        """The base's abilities asked again there, on the items that decide."""
+        name = f"{alpha:.4f}"
+        if name not in self._known:
+            self._go(alpha)
+            base = self._base
+            engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
+            after = skills.score_all(base, engine, lambda what: None, [scores.task for scores in self._before])
+            self._known[name] = decide(self._before, after, self._budget.kept, self._budget.worst)
+            decisions = {alpha: decision.model_dump() for alpha, decision in self._known.items()}
+            with storage(f"write {self._file}"):
+                write_json(self._file, {"key": self._key, "decisions": decisions})
+        decision = self._known[name]
+        held = "within" if decision.passed else "over"
+        kept = f"{shown(decision.kept)} of the base"
+        self._display.say(f"dial {alpha:g}: keeps {kept}, {held} the budget of {self._budget}")
+        return decision
+
+    def settle(self) -> tuple[float, Settled]:
+        """The base's own loss and the place that is shipped; what was certified is learned for the next run."""
+        base_loss = self.look(0.0).loss
+        limit = read_relation(self._base.fingerprint).drift_limit(self._budget.kept)
+        settled = settle(self, base_loss, limit)
+        drifts = {look.alpha: look.drift for look in settled.looks}
+        points = [(drifts[alpha], d.kept.low) for alpha, d in settled.decisions.items() if d.kept.low is not None]
+        learn(self._base.fingerprint, tuple(points))
+        self._go(settled.shipped or 0.0)
+        return base_loss, settled
+
+
+def chosen(arm: Arm, settled: Settled, base_loss: float, budget: Budget, items: int) -> Choice:
+    """The record of a choice among the places of one arm; what it cost is not known here."""
+    return Choice(
+        budget=budget.kept,
+        worst_budget=budget.worst,
+        base_loss=base_loss,
+        items=items,
+        arms=(arm,),
+        shipped=None if settled.shipped is None else arm.name,
+        dial=settled.shipped,
+        why=reason(settled, base_loss, budget),
+        price=price(settled, base_loss),
+        seconds=0.0,
+        tokens=0,
+        plain_seconds=0.0,
+        plain_tokens=0,
+    )
+
+
+def candidates(settled: Settled) -> tuple[Candidate, ...]:
+    """Every place that was looked at, as the record keeps it."""
+    return tuple(
+        Candidate(dial=look.alpha, loss=look.loss, drift=look.drift, decision=settled.decisions.get(look.alpha))
+        for look in settled.looks
+    )
+
+
+def reason(settled: Settled, base_loss: float, budget: Budget) -> str:
+    """Why this place is shipped, or why none is."""
+    looks = {look.alpha: look for look in settled.looks}
+    best = min(settled.looks, key=lambda look: look.loss)
+    if settled.shipped is None:
+        if best.loss >= base_loss:
+            return "nowhere on the way is the validation loss below the base's own"
+        return f"no place with a gain was certified to keep {budget} of the base"
+    share = (base_loss - looks[settled.shipped].loss) / (base_loss - best.loss)
+    if settled.shipped == best.alpha:
+        return f"dial {settled.shipped:g} has the lowest validation loss of all places, and the budget holds there"
+    return (
+        f"dial {settled.shipped:g} is the farthest certified place; it has {percent(round(share, 3))} of the best gain"
+    )
+
+
+def price(settled: Settled, base_loss: float) -> str | None:
+    """What a smaller budget would buy: the failed place with the most gain and what was certified there."""
+    looks = {look.alpha: look for look in settled.looks}
+    failed = [(looks[alpha].loss, alpha) for alpha, decision in settled.decisions.items() if not decision.passed]
+    if not failed:
+        return None
+    loss, alpha = min(failed)
+    low = settled.decisions[alpha].kept.low
+    if low is None or low <= 0 or loss >= base_loss:
+        return None
+    return f"--keep {int(100 * low)}% would ship dial {alpha:g}: validation loss {base_loss:.3f} -> {loss:.3f}"
+
+
+def shown(estimate: Estimate) -> str:
+    """A share with its interval: `97.1% (95.4..98.9)`."""
+    if estimate.value is None:
+        return f"unknown ({estimate.note})"
+    if estimate.low is None or estimate.high is None:
+        return f"{100 * estimate.value:.1f}%"
+    return f"{100 * estimate.value:.1f}% ({100 * estimate.low:.1f}..{100 * estimate.high:.1f})"
