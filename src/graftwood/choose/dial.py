@@ -71,7 +71,7 @@ def settle(way: Way, base_loss: float, drift_limit: float | None = None, grid: S
                 break
         else:
             failed = alpha
-        alpha = round(best.alpha if math.isinf(failed) else (passed + failed) / 2, 4)
+        alpha = best.alpha if math.isinf(failed) else _between(passed, failed)
     gains = looks[passed].loss < base_loss if passed else False
     return Settled(tuple(sorted(looks.values(), key=lambda look: -look.alpha)), decisions, passed if gains else None)
 
@@ -81,3 +81,9 @@ def _within(best: Look, limit: float | None) -> float:
     if limit is None or best.drift <= limit:
         return best.alpha
     return round(max(0.05, best.alpha * math.sqrt(limit / best.drift)), 4)
+
+
+def _between(passed: float, failed: float) -> float:
+    """The next place to try; far apart, ratios matter, since most of the gain is had early."""
+    middle = math.sqrt(passed * failed) if 0 < passed < failed / 2 else (passed + failed) / 2
+    return round(middle, 4)

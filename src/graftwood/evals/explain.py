@@ -31,8 +31,8 @@ def _taken(arm: Arm) -> str:
 
 def _places(arm: Arm, choice: Choice) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for title in ("dial", "validation loss", "gain", "drift", "kept of the base", "worst ability", ""):
-        table.add_column(title, no_wrap=True)
+    for title in ("dial", "loss", "gain", "drift", "kept of the base", "worst ability", ""):
+        table.add_column(title, no_wrap=title in ("dial", "loss", "gain", "drift"))
     for one in arm.candidates:
         table.add_row(*map(Text, _cells(one, arm, choice)))
     return table
@@ -41,7 +41,7 @@ def _places(arm: Arm, choice: Choice) -> Table:
 def _cells(one: Candidate, arm: Arm, choice: Choice) -> tuple[str, ...]:
     told = one.decision
     shipped = arm.name == choice.shipped and one.dial == choice.dial
-    fate = "shipped" if shipped else "" if told is None else "within the budget" if told.passed else "over the budget"
+    fate = "shipped" if shipped else "" if told is None else "within" if told.passed else "over budget"
     kept = "not asked" if told is None else words.estimate(told.kept, "share")
     worst = "" if told is None or told.worst is None else f"{told.worst} {words.estimate(told.worst_kept, 'share')}"
     gain = choice.base_loss - one.loss

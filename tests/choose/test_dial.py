@@ -1,0 +1,92 @@
+"""The search along the way: never over the budget, near the best place that holds, few certificates."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graftwood.choose.dial import CLOSE, TRIES, Look, settle
+from graftwood.evals.card import Decision, Estimate
+
+BASE = 2.5
+NOTHING = Estimate(value=None)
+
+
+class Straight:
+    """A way whose loss is least at `best`, whose drift grows with the square, and which holds up to `edge`."""
+
+    def __init__(self, edge: float, best: float = 1.0, gain: float = 1.0, drift: float = 0.1) -> None:
+        self.edge, self.best, self.gain, self.drift = edge, best, gain, drift
+        self.asked: list[float] = []
+        self.looked: list[float] = []
+
+    def loss(self, alpha: float) -> float:
+        return BASE - self.gain * (1 - (alpha / self.best - 1) ** 2)
+
+    def look(self, alpha: float) -> Look:
+        self.looked.append(alpha)
+        return Look(alpha, self.loss(alpha), self.drift * alpha**2)
+
+    def certify(self, alpha: float) -> Decision:
+        self.asked.append(alpha)
+        kept = Estimate(value=1.0, low=0.95 + 0.1 * (self.edge - alpha), high=1.0)
+        return Decision(kept=kept, worst="x", worst_kept=NOTHING, passed=alpha <= self.edge)
+
+
+def test_where_all_is_kept_one_certificate_is_enough() -> None:
+    way = Straight(edge=1.0)
+    settled = settle(way, BASE)
+    assert (settled.shipped, way.asked) == (1.0, [1.0])
+    assert [look.alpha for look in settled.looks] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_a_place_further_back_may_be_the_best() -> None:
+    way = Straight(edge=1.0, best=0.6)
+    assert settle(way, BASE).shipped == 0.5
+    assert way.asked == [0.5]
+
+
+@settings(deadline=None)
+@given(edge=st.floats(0.1, 1.0), best=st.floats(0.4, 2.0), limit=st.none() | st.floats(1e-3, 1.0))
+def test_what_is_shipped_holds_and_has_most_of_what_can_be_had(edge: float, best: float, limit: float | None) -> None:
+    way = Straight(edge, best)
+    settled = settle(way, BASE, limit)
+    assert settled.shipped is not None
+    assert settled.decisions[settled.shipped].passed
+    assert len(way.asked) == len(set(way.asked)) <= TRIES
+    assert set(settled.decisions) <= {look.alpha for look in settled.looks}
+    assert len(way.looked) == len(set(way.looked))
+    reachable = min(edge, min((look.loss, look.alpha) for look in settled.looks)[1])
+    assert BASE - way.loss(settled.shipped) >= 0.5 * (BASE - way.loss(reachable))
+
+
+def test_what_is_known_of_the_base_saves_certificates() -> None:
+    cold, warm = Straight(edge=0.3), Straight(edge=0.3)
+    settle(cold, BASE)
+    settled = settle(warm, BASE, drift_limit=0.1 * 0.29**2)
+    assert warm.asked[0] == pytest.approx(0.29, abs=1e-4)
+    assert settled.shipped is not None
+    assert cold.asked[0] == 1.0
+
+
+def test_where_nothing_holds_nothing_is_shipped() -> None:
+    way = Straight(edge=-1.0)
+    settled = settle(way, BASE)
+    assert settled.shipped is None
+    assert len(way.asked) == TRIES
+    assert way.asked == sorted(way.asked, reverse=True)
+
+
+def test_without_a_gain_nothing_is_asked() -> None:
+    way = Straight(edge=1.0, gain=-1.0)
+    assert settle(way, BASE).shipped is None
+    assert way.asked == []
+
+
+def test_it_stops_where_nearly_all_of_the_gain_is_had() -> None:
+    way = Straight(edge=0.9, gain=1.0)
+    settled = settle(way, BASE)
+    assert settled.shipped is not None
+    assert settled.shipped >= 0.75
+    assert BASE - way.loss(settled.shipped) >= 0.9 * CLOSE

@@ -1,0 +1,140 @@
+"""Runs under a budget on a tiny base that has an ability: what is shipped, what is not, what is left to read."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import graftwood as gw
+from conftest import CPU
+from graftwood.base import open_base
+from graftwood.choose.relation import read_relation
+from graftwood.cli import app, guarded
+from graftwood.errors import ConfigError, GraftError, ModelError
+from graftwood.evals.report import read_report
+from graftwood.evals.score import continuations
+from tiny import decoder, model_folder
+
+WORDS = ("the", "user", "said", "that", "system", "is", "here", "answer", "ready", "turn", "of", "to")
+ROWS = [{"prompt": f"say {word} now:", "completion": f" {word} {word}"} for word in WORDS]
+QUICK: dict[str, Any] = {"epochs": 6, "batch": 2, "evaluations": 2, "quiet": True, "held_out": 0.3, "max_length": 64}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> Path:
+    # Wide weights: a peaked distribution, as a trained model has.
+    return model_folder(tmp_path / "base", tokenizer_files, decoder(max_positions=512, init_std=0.45))
+
+
+@pytest.fixture
+def skills(folder: Path, tmp_path: Path) -> Path:
+    """Questions whose right answer is nearly always what this base picks."""
+    base, generator = open_base(str(folder), CPU), random.Random(0)
+    asked = [
+        (" ".join(generator.sample(WORDS, 5)), [" " + " ".join(generator.sample(WORDS, 2)) for _ in range(3)])
+        for _ in range(60)
+    ]
+    begun = [base.encoder().begin(query) for query, _ in asked]
+    scored = continuations(base.decoder, begun, [base.tokenizer.encode_batch(choices) for _, choices in asked])
+    path = tmp_path / "picks.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number, ((query, choices), found) in enumerate(zip(asked, scored, strict=True)):
+            pick = max(range(3), key=lambda place: found[place].log_probability / found[place].tokens)
+            gold = pick if number % 10 else (pick + 1) % 3
+            file.write(json.dumps({"query": query, "choices": [c.strip() for c in choices], "gold": gold}) + "\n")
+    return path
+
+
+def test_what_is_shipped_was_certified_on_items_no_report_uses(folder: Path, skills: Path, tmp_path: Path) -> None:
+    run = gw.tune(str(folder), ROWS, out=str(tmp_path / "run"), skills=str(skills), keep="60%", lr=0.01, **QUICK)
+    choice = run.report.choice
+    assert choice is not None
+    assert choice.dial is not None
+    (arm,) = choice.arms
+    assert arm.name == "lora + kl" == choice.shipped
+    (shipped,) = [one for one in arm.candidates if one.dial == choice.dial]
+    assert shipped.decision is not None
+    assert shipped.decision.passed
+    assert shipped.decision.kept.low is not None
+    assert shipped.decision.kept.low >= 0.6
+    (skill,) = run.report.kept.skills
+    assert choice.items + (skill.measure.base.n or 0) == 60
+    assert run.report.chosen.settings["dial"] == f"{choice.dial:g}"
+    assert choice.tokens > choice.plain_tokens > 0
+    again = gw.load(tmp_path / "run")
+    assert again.generate(["say the now:"], max_tokens=6) == run.model.generate(["say the now:"], max_tokens=6)
+    assert read_relation(run.report.model_fingerprint).points
+
+
+def test_an_impossible_budget_ships_nothing_and_names_its_price(
+    folder: Path, skills: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "run"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    words = ["tune", "--data", rows, "--model", folder, "--out", out, "--skills", skills, "--keep", "100%"]
+    words += ["--lr", "0.3", "--epochs", "4", "--batch", "2", "--held-out", "0.3", "--technique", "full"]
+    code = guarded(lambda: app([str(word) for word in words], standalone_mode=False))
+    said = capsys.readouterr()
+    card = read_report(out)
+    assert card.choice is not None
+    if card.choice.dial is None:
+        assert code == 3
+        assert "nothing is shipped" in said.err
+        assert not (out / "model").exists()
+        assert card.kept.drift.value == 0
+        with pytest.raises(ModelError, match="shipped nothing: no gain within its budget; see graft explain"):
+            gw.load(out)
+    assert guarded(lambda: app(["explain", str(out)], standalone_mode=False)) == 0
+    told = capsys.readouterr().out
+    assert "budget 100%" in told
+    assert "over" in told
+
+
+def test_a_stopped_choice_goes_on_without_asking_twice(folder: Path, skills: Path, tmp_path: Path) -> None:
+    options = QUICK | {"out": str(tmp_path / "run"), "skills": str(skills), "keep": "60%", "lr": 0.01}
+    first = gw.tune(str(folder), ROWS, **options)
+    (tmp_path / "run" / "report.json").unlink()
+    stored = json.loads((tmp_path / "run" / "decisions.json").read_text())
+    marked = {alpha: {**decision, "worst": "asked before"} for alpha, decision in stored["decisions"].items()}
+    (tmp_path / "run" / "decisions.json").write_text(json.dumps({**stored, "decisions": marked}))
+    second = gw.tune(str(folder), ROWS, resume=True, **options)
+    assert first.report.choice is not None
+    assert second.report.choice is not None
+    assert second.report.choice.dial == first.report.choice.dial
+    (arm,) = second.report.choice.arms
+    assert {one.decision.worst for one in arm.candidates if one.decision is not None} == {"asked before"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"keep": "much"}, "--keep much is no percentage"),
+        ({"technique": "prompt", "keep": "95%"}, "--keep needs a way back to the base, which prompt does not have"),
+        (
+            {"anchors": {"interpolate": {}}, "keep": "95%"},
+            "the dial that the anchor interpolate sets by hand",
+        ),
+        ({"keep": "95%", "held_out": 0.0}, "--keep chooses on validation rows and there are none"),
+        ({"skills": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({}, "tiny is at chance in every ability, so no share can be kept; give --keep none"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(
+    options: dict[str, Any], words: str, tmp_path: Path, tokenizer_files: Callable[[Path], None]
+) -> None:
+    folder = model_folder(tmp_path / "tiny", tokenizer_files, decoder(max_positions=512))
+    with pytest.raises(GraftError, match=words):
+        gw.tune(str(folder), ROWS, out=str(tmp_path / "run"), **QUICK | options)
+
+
+def test_rows_that_hold_what_measures_the_base_are_refused(folder: Path, skills: Path, tmp_path: Path) -> None:
+    question = json.loads(skills.read_text().splitlines()[3])["query"]
+    rows = [*ROWS, {"prompt": f"Tell me: {question.upper()}", "completion": " yes"}]
+    options = QUICK | {"held_out": 0.0, "keep": "none", "skills": str(skills), "out": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match=r"hold what measures the base: data:13 holds picks.*take them out"):
+        gw.tune(str(folder), rows, **options)
