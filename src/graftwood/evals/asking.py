@@ -11,7 +11,8 @@ import numpy as np
 from graftwood.base import Base
 from graftwood.evals.checks import followed
 from graftwood.evals.metrics import METRICS, best_over_references
-from graftwood.evals.score import Continuation, answers, continuations
+from graftwood.evals.programs import solve
+from graftwood.evals.score import ROWS, Continuation, answers, continuations
 from graftwood.evals.task import Item, Task
 from graftwood.generate.engine import Engine
 
@@ -79,7 +80,11 @@ def _shares(choices: list[Continuation]) -> np.ndarray[tuple[int], np.dtype[np.f
 def _generated(base: Base, engine: Engine, task: Task) -> Scores:
     """Answers that the model writes."""
     items = task.items()
-    said = tuple(answers(engine, [_ids(base, task, item) for item in items], task.max_tokens))
+    prompts = [_ids(base, task, item) for item in items]
+    if task.kind == "code":
+        passed, programs = solve(engine, task, prompts, ROWS)
+        return Scores(task, tuple(passed), said=tuple(programs))
+    said = tuple(answers(engine, prompts, task.max_tokens))
     if task.kind == "program":
         right = (float(followed(item.checks, text)) for item, text in zip(items, said, strict=True))
     else:

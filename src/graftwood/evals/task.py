@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from graftwood.data.rows import Turn
+from graftwood.errors import ConfigError
 from graftwood.files import sha256_text
 from graftwood.registry import Registry
 
@@ -81,6 +82,15 @@ class Task:
         """The same with its first `most` items; None for all of them."""
         items = self.items()
         return self if most is None or len(items) <= most else self.of(items[:most])
+
+    def sampled(self, samples: int, temperature: float) -> Task:
+        """The same with several samples of every answer, where answers are programs.
+
+        Raises: ConfigError where there can be no samples, or all of them would be one.
+        """
+        if samples < 1 or (samples > 1 and temperature <= 0):
+            raise ConfigError(f"{samples} samples at temperature {temperature:g}: take 1, or more above 0")
+        return replace(self, samples=samples, temperature=temperature) if self.kind == "code" else self
 
     def of(self, items: tuple[Item, ...]) -> Task:
         """The same task of other items, and what guessing scores there."""
