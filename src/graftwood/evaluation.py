@@ -108,7 +108,7 @@ def _on(base: Base, folder: Path) -> Iterator[Technique]:
 
 
 def _adapter_folder(given: Path) -> Path:
-    """Where an adapter's files are. Raises: ConfigError for a run that left a whole model, ModelError for no adapter."""
+    """Where an adapter's files are. Raises: ConfigError for a run that left a whole model, ModelError for none."""
     if (given / "model").is_dir():
         raise ConfigError(f"{given} left a whole model, not an adapter; ask it alone: graft eval {given}")
     folder = given / "adapter" if (given / "adapter").is_dir() else given
