@@ -17,6 +17,7 @@ from graftwood.evals.comparison import Evaluation, Judged, asked
 from graftwood.evals.given import find_tasks
 from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.sandbox import guard
+from graftwood.evals.shots import with_shots
 from graftwood.evals.task import TASKS, Task
 from graftwood.evals.tiers import sized
 from graftwood.files import atomic_write, storage, write_json
@@ -34,6 +35,8 @@ def evaluate(
     tasks: str | None = None,
     tier: str = "standard",
     limit: int | None = None,
+    shots: int = 0,
+    seed: int = 0,
     samples: int = 1,
     temperature: float = 0.0,
     out: str | Path | None = None,
@@ -44,18 +47,18 @@ def evaluate(
     """Put tasks to a base, and to every adapter on it; a run folder stands for its base and its adapter.
 
     `tasks` are names, files and folders, comma-separated; `tier` says how many items of each, `limit` says it outright.
-    Of a code task's answers `samples` are drawn at `temperature`. With `out` the records of all items are kept there.
+    Before each item stand `shots` others with their answers, drawn by `seed`. Of a code task's answers `samples` are
+    drawn at `temperature`. With `out` the records of all items are kept there.
 
     Raises: ConfigError, DataError and ModelError for what cannot be used, before anything is asked.
     """
     display = Display(quiet)
-    chosen = [
-        task.sampled(samples, temperature) for task in sized(find_tasks(tasks), frozenset(TASKS.names()), tier, limit)
-    ]
+    given = [with_shots(task, shots, seed).sampled(samples, temperature) for task in find_tasks(tasks)]
+    chosen = sized(given, frozenset(TASKS.names()), tier, limit)
     source, own = run_parts(str(model))
     folders = [_adapter_folder(Path(given)) for given in (*([own] if own else []), *adapters)]
     base = open_base(source, place(device, dtype))
-    settings = {"tier": tier} | ({} if limit is None else {"limit": str(limit)})
+    settings = {"tier": tier, "shots": str(shots), "seed": str(seed)} | ({} if limit is None else {"limit": str(limit)})
     if any(task.kind == "code" for task in chosen):
         settings |= {"samples": str(samples), "temperature": f"{temperature:g}", "programs kept in by": guard()}
         display.say(f"model-written programs run here, kept from the network by {settings['programs kept in by']}")
