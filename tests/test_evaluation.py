@@ -149,7 +149,28 @@ def test_a_run_stands_for_its_base_and_its_adapter(folder: Path, tasks: Path, tm
     assert [judged.name for judged in found.adapters] == ["lora-run"]
     gw.tune(str(folder), rows, out=str(tmp_path / "full-run"), **quick | {"technique": "full"})
     with pytest.raises(ConfigError, match="left a whole model, not an adapter; ask it alone: graft eval"):
-        gw.evaluate(folder, [tmp_path / "full-run"], tasks=str(tasks), quiet=True)
+        gw.evaluate(folder, [whole], tasks=str(tasks), quiet=True)
+
+
+def test_programs_are_written_run_and_counted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tiny model writes no Python, so that only what needs none can pass: here its words stand in a text."""
+    easy, hard, quotes = "def one():\n    return 1\n\n\nanswer = r", "def one():\n", 3 * "'"
+    rows = [
+        {"prompt": easy + quotes, "test": f"{quotes}\ndef check(f): pass", "entry_point": "one", "task_id": "easy"},
+        {"prompt": hard, "test": "def check(f):\n    assert f() == 1", "entry_point": "one", "task_id": "hard"},
+    ]
+    path = tmp_path / "code.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ("eval", folder, "--tasks", path, "--samples", 10, "-t", 0.8, "--out", tmp_path / "out")
+    code, out, said = graft(capsys, *words)
+    assert code == 0, said
+    assert "pass@10" in out
+    assert any("kept from the network by" in line for line in said)
+    records = [json.loads(line) for line in (tmp_path / "out" / "items-base.jsonl").read_text().splitlines()]
+    shares = {record["id"]: record["right"] for record in records}
+    assert shares["hard"] == 0.0
+    assert shares["easy"] > 0.5
+    assert all(record["said"].count("another sample") == 9 for record in records)
 
 
 def graft(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, list[str]]:
@@ -180,6 +201,8 @@ def test_the_verb_shows_a_table_or_json(
     ("words", "said"),
     [
         (("--tier", "standart"), "unknown tier 'standart'. Did you mean 'standard'"),
+        (("--shots", "500"), "--shots 500: arc_easy has only 99 other items"),
+        (("--shots", "40", "--tasks", "piqa"), "tokens, the model only 128 positions; take fewer --shots"),
         (("--limit", "1"), "--limit 1 leaves nothing to compare"),
         (("--tasks", "nothing"), "unknown task 'nothing'"),
         (("--adapter", "no/such"), "no/such is no adapter folder"),

@@ -9,13 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from graftwood.base import Base, open_base
-from graftwood.checkpoint import load_adapter
-from graftwood.errors import ConfigError
+from graftwood.checkpoint import ADAPTER_CONFIG, load_adapter
+from graftwood.errors import ConfigError, ModelError
 from graftwood.evals import skills
 from graftwood.evals.asking import Scores
 from graftwood.evals.comparison import Evaluation, Judged, asked
 from graftwood.evals.given import find_tasks
 from graftwood.evals.retention import compare, probe_for
+from graftwood.evals.sandbox import guard
+from graftwood.evals.shots import with_shots
 from graftwood.evals.task import TASKS, Task
 from graftwood.evals.tiers import sized
 from graftwood.files import atomic_write, storage, write_json
@@ -33,6 +35,10 @@ def evaluate(
     tasks: str | None = None,
     tier: str = "standard",
     limit: int | None = None,
+    shots: int = 0,
+    seed: int = 0,
+    samples: int = 1,
+    temperature: float = 0.0,
     out: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -41,15 +47,21 @@ def evaluate(
     """Put tasks to a base, and to every adapter on it; a run folder stands for its base and its adapter.
 
     `tasks` are names, files and folders, comma-separated; `tier` says how many items of each, `limit` says it outright.
-    With `out` the records of all items are kept there. Raises: ConfigError, DataError and ModelError for what cannot
-    be used, before anything is asked.
+    Before each item stand `shots` others with their answers, drawn by `seed`. Of a code task's answers `samples` are
+    drawn at `temperature`. With `out` the records of all items are kept there.
+
+    Raises: ConfigError, DataError and ModelError for what cannot be used, before anything is asked.
     """
     display = Display(quiet)
-    chosen = sized(find_tasks(tasks), frozenset(TASKS.names()), tier, limit)
+    given = [with_shots(task, shots, seed).sampled(samples, temperature) for task in find_tasks(tasks)]
+    chosen = sized(given, frozenset(TASKS.names()), tier, limit)
     source, own = run_parts(str(model))
     folders = [_adapter_folder(Path(given)) for given in (*([own] if own else []), *adapters)]
     base = open_base(source, place(device, dtype))
-    settings = {"tier": tier} | ({} if limit is None else {"limit": str(limit)})
+    settings = {"tier": tier, "shots": str(shots), "seed": str(seed)} | ({} if limit is None else {"limit": str(limit)})
+    if any(task.kind == "code" for task in chosen):
+        settings |= {"samples": str(samples), "temperature": f"{temperature:g}", "programs kept in by": guard()}
+        display.say(f"model-written programs run here, kept from the network by {settings['programs kept in by']}")
     found, records = _put(base, folders, chosen, settings, display)
     if out is not None:
         _write(found, records, Path(out))
@@ -99,12 +111,13 @@ def _on(base: Base, folder: Path) -> Iterator[Technique]:
 
 
 def _adapter_folder(given: Path) -> Path:
-    """Where an adapter's files are. Raises: ConfigError for a run that left a whole model."""
-    if (given / "adapter").is_dir():
-        return given / "adapter"
+    """Where an adapter's files are. Raises: ConfigError for a run that left a whole model, ModelError for none."""
     if (given / "model").is_dir():
         raise ConfigError(f"{given} left a whole model, not an adapter; ask it alone: graft eval {given}")
-    return given
+    folder = given / "adapter" if (given / "adapter").is_dir() else given
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"{given} is no adapter folder: it has no {ADAPTER_CONFIG}")
+    return folder
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -29,6 +29,10 @@ def _evaluate(
     tasks: Tasks = None,
     tier: Annotated[str, typer.Option("--tier", help="how much is asked: pulse, standard or certificate")] = "standard",
     limit: Annotated[int | None, typer.Option("--limit", help="items of each task, whatever the tier says")] = None,
+    shots: Annotated[int, typer.Option("--shots", help="answered items that stand before each item")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="seed by which those are drawn")] = 0,
+    samples: Annotated[int, typer.Option("--samples", help="programs written for each item of a code task")] = 1,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="of those samples; 0 is greedy")] = 0.0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for the records of all items")] = None,
     json_: JsonFlag = False,
     device: DeviceFlag = "auto",
@@ -38,7 +42,8 @@ def _evaluate(
     from graftwood.evaluation import evaluate
 
     found = evaluate(
-        model, adapter or (), tasks=tasks, tier=tier, limit=limit, out=out, device=device, dtype=dtype
+        model, adapter or (), tasks=tasks, tier=tier, limit=limit, shots=shots, seed=seed, samples=samples,
+        temperature=temperature, out=out, device=device, dtype=dtype,
     )  # fmt: skip
     if json_:
         print(json.dumps(found.model_dump(), ensure_ascii=False, indent=2))

@@ -79,6 +79,21 @@ def test_alternatives_of_a_document_do_not_see_each_other(name: str, tiny_config
             torch.testing.assert_close(told, alone, rtol=1e-5, atol=1e-5)
 
 
+@architectures
+def test_alternatives_that_end_in_alternatives_are_read_as_if_alone(name: str, tiny_config: TinyConfig) -> None:
+    """A beginning, two questions that go on from it, each with its answers; and a document that has none."""
+    decoder, ids = decoder_of(tiny_config(name)), tokens(1, 24 + 5)
+    forks = [(4, (2, 0, 3)), (2, (1, 4)), 3]
+    found = decoder.logits(decoder.hidden(ids, (24, 5), forks=[forks, ()]))[0, :24]
+    paths = {(9, 11): (5, 9), (11, 14): (5, 9), (16, 17): (14, 16), (17, 21): (14, 16), (21, 24): (5, 5)}
+    for (start, end), (first, last) in paths.items():
+        alone = torch.cat([ids[:, :5], ids[:, first:last], ids[:, start:end]], dim=1)
+        wanted = decoder(alone)[0]
+        torch.testing.assert_close(found[:5], wanted[:5], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[first:last], wanted[5 : 5 + last - first], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[start:end], wanted[5 + last - first :], rtol=1e-5, atol=1e-5)
+
+
 @variants
 def test_write_then_read_is_the_identity(name: str, changes: dict[str, Any], tiny_config: TinyConfig) -> None:
     architecture, config = ARCHITECTURES.get(name), tiny_config(name, **changes)

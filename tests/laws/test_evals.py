@@ -304,6 +304,33 @@ def test_no_score_depends_on_what_is_scored_beside_it(base: Base, questions: tup
     assert all(close(*pair) for pair in pairs([these[::-1] for these in turned], [together[n] for n in order]))
 
 
+def test_what_neighbours_begin_with_is_read_once_and_changes_nothing(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contexts with a long common beginning, some with another one between them, one that is the beginning itself."""
+    generator = random.Random(5)
+
+    def some(count: int) -> list[int]:
+        return [generator.randrange(3, 300) for _ in range(count)]
+
+    common = some(60)
+    contexts = [[*(some(60) if n % 5 == 4 else common), *some(n % 7)] for n in range(17)] + [common, some(2)]
+    choices = [[some(generator.randint(1, 5)) for _ in range(3)] for _ in contexts]
+    expected = [[slow(base.decoder, c, choice) for choice in these] for c, these in zip(contexts, choices, strict=True)]
+    read = 0
+    hidden = base.decoder.hidden
+
+    def counted(ids: Tensor, *more: object, **named: object) -> Tensor:
+        nonlocal read
+        read += ids.numel()
+        return hidden(ids, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(base.decoder, "hidden", counted)
+    found = list(pairs(continuations(base.decoder, contexts, choices), expected))
+    assert all(close(*pair) for pair in found)
+    assert read < 0.6 * sum(map(len, contexts))
+
+
 def test_no_loss_depends_on_the_rows_beside_it(base: Base) -> None:
     rows = tiny.examples(120)
     together = answer_losses(base.decoder, rows)

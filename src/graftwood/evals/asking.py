@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from graftwood.base import Base
+from graftwood.errors import ConfigError
 from graftwood.evals.checks import followed
 from graftwood.evals.metrics import METRICS, best_over_references
-from graftwood.evals.score import Continuation, answers, continuations
+from graftwood.evals.programs import solve
+from graftwood.evals.score import ROWS, Continuation, answers, continuations
 from graftwood.evals.task import Item, Task
 from graftwood.generate.engine import Engine
 
@@ -53,7 +55,15 @@ def work(base: Base, task: Task) -> tuple[int, int]:
 def _weighed(base: Base, task: Task) -> Scores:
     """Answers that are there already and are weighed by their probability."""
     items = task.items()
-    scored = continuations(base.decoder, [_ids(base, task, item) for item in items], _choices(base, task))
+    contexts, choices = [_ids(base, task, item) for item in items], _choices(base, task)
+    for item, context, endings in zip(items, contexts, choices, strict=True):
+        longest = len(context) + max(map(len, endings)) - 1
+        if longest > base.decoder.context:
+            raise ConfigError(
+                f"{task.name}: {item.id} has {longest} tokens, the model only {base.decoder.context} positions; take "
+                "fewer --shots, or leave the item out"
+            )
+    scored = continuations(base.decoder, contexts, choices)
     if task.kind == "word":
         (words,) = zip(*scored, strict=True) if scored else ((),)
         soft = tuple(float(np.exp(word.log_probability)) for word in words)
@@ -79,7 +89,11 @@ def _shares(choices: list[Continuation]) -> np.ndarray[tuple[int], np.dtype[np.f
 def _generated(base: Base, engine: Engine, task: Task) -> Scores:
     """Answers that the model writes."""
     items = task.items()
-    said = tuple(answers(engine, [_ids(base, task, item) for item in items], task.max_tokens))
+    prompts = [_ids(base, task, item) for item in items]
+    if task.kind == "code":
+        passed, programs = solve(engine, task, prompts, ROWS)
+        return Scores(task, tuple(passed), said=tuple(programs))
+    said = tuple(answers(engine, prompts, task.max_tokens))
     if task.kind == "program":
         right = (float(followed(item.checks, text)) for item, text in zip(items, said, strict=True))
     else:

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from graftwood.evals import stats
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Estimate, Kept, Record
+from graftwood.evals.programs import pass_at
 
 
 class Asked(Record):
-    """One task of one model: its mean score, and the mean probability of the right answer where choices are weighed."""
+    """One task of one model: its mean score, and the mean probability of the right answer where choices are weighed.
+
+    `pass_at` has a code task's pass@k by name.
+    """
 
     name: str
     title: str
@@ -19,6 +23,7 @@ class Asked(Record):
     chance: float
     score: Estimate
     soft: Estimate | None
+    pass_at: dict[str, Estimate]
 
 
 class Judged(Record):
@@ -55,6 +60,7 @@ def asked(scores: Sequence[Scores]) -> tuple[Asked, ...]:
             chance=one.task.chance,
             score=stats.mean(one.right, one.task.units()),
             soft=stats.mean(one.soft, one.task.units()) if one.soft else None,
+            pass_at=pass_at(one.task, one.right) if one.task.kind == "code" else {},
         )
         for one in scores
     )

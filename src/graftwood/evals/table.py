@@ -30,10 +30,19 @@ def _scores(found: Evaluation, place: int) -> Table:
     columns = {"score [95%]": 20, "change [95%]": 20, "lost/won": 8, "p": 5, "kept": 6}
     table = _table(columns if found.adapters else {"score [95%]": 20}, header=place == 0)
     table.add_row(Text("base"), Text(_interval(found.base.tasks[place].score)))
+    _more(table, found.base.tasks[place])
     for adapter in found.adapters:
         assert adapter.kept is not None
         table.add_row(*_row(adapter, adapter.tasks[place], adapter.kept.skills[place]))
+        _more(table, adapter.tasks[place])
     return table
+
+
+def _more(table: Table, task: Asked) -> None:
+    """A code task's pass@k; the score itself is pass@1."""
+    for name, estimate in task.pass_at.items():
+        if name != "pass@1":
+            table.add_row(Text(f"  {name}", "dim"), Text(_interval(estimate), "dim"))
 
 
 def _kept(found: Evaluation) -> Table:

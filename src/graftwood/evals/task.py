@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, field, replace
 from functools import cache
@@ -10,6 +11,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from graftwood.data.rows import Turn
+from graftwood.errors import ConfigError
 from graftwood.files import sha256_text
 from graftwood.registry import Registry
 
@@ -78,9 +80,25 @@ class Task:
         return sha256_text(repr(how), *(repr(astuple(item)) for item in self.items()))
 
     def limited(self, most: int | None) -> Task:
-        """The same with its first `most` items; None for all of them."""
+        """The same with `most` of its items, None for all: the first of every cluster, then the second of each."""
         items = self.items()
-        return self if most is None or len(items) <= most else self.of(items[:most])
+        if most is None or len(items) <= most:
+            return self
+        seen: Counter[str] = Counter()
+        ranked = []
+        for place, unit in enumerate(self.units()):
+            ranked.append((seen[unit], place))
+            seen[unit] += 1
+        return self.of(tuple(items[place] for place in sorted(place for _, place in sorted(ranked)[:most])))
+
+    def sampled(self, samples: int, temperature: float) -> Task:
+        """The same with several samples of every answer, where answers are programs.
+
+        Raises: ConfigError where there can be no samples, or all of them would be one.
+        """
+        if samples < 1 or (samples > 1 and temperature <= 0):
+            raise ConfigError(f"{samples} samples at temperature {temperature:g}: take 1, or more above 0")
+        return replace(self, samples=samples, temperature=temperature) if self.kind == "code" else self
 
     def of(self, items: tuple[Item, ...]) -> Task:
         """The same task of other items, and what guessing scores there."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -127,27 +127,51 @@ class Scope:
     seen: Sequence[Tensor] = field(default=(), repr=False)
 
 
+# How long an alternative is; or how long its own beginning is, and the alternatives that it in turn ends in.
+Fork: TypeAlias = "int | tuple[int, Sequence[Fork]]"
+
+
 def packed_positions(documents: Sequence[int], device: torch.device, start: int = 0) -> Tensor:
     """Each token's position in its own document, where the first is at `start`."""
     return torch.cat([torch.arange(start, start + length, device=device) for length in documents])
 
 
-def forked_positions(documents: Sequence[int], forks: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Positions of documents that end in alternatives: each alternative goes on where their common part ended."""
-    pieces = []
-    for length, ends in zip(documents, forks, strict=True):
-        stem = length - sum(ends)
-        pieces += [torch.arange(stem, device=device), *(torch.arange(stem, stem + end, device=device) for end in ends)]
+def fork_length(fork: Fork) -> int:
+    """Tokens of an alternative and of all that it ends in."""
+    return fork if isinstance(fork, int) else fork[0] + sum(map(fork_length, fork[1]))
+
+
+def fork_parts(length: int, forks: Sequence[Fork]) -> list[tuple[int, int]]:
+    """A document that ends in alternatives, in parts: how long each is, and the number of the part it goes on from."""
+    parts = [(length - sum(map(fork_length, forks)), -1)]
+
+    def add(alternatives: Sequence[Fork], parent: int) -> None:
+        for fork in alternatives:
+            own, more = (fork, ()) if isinstance(fork, int) else fork
+            parts.append((own, parent))
+            add(more, len(parts) - 1)
+
+    add(forks, 0)
+    return parts
+
+
+def forked_positions(parts: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """Positions of such a document: each part goes on where the one it continues ended."""
+    starts: list[int] = []
+    for _, parent in parts:
+        starts.append(0 if parent < 0 else starts[parent] + parts[parent][0])
+    pieces = [torch.arange(start, start + own, device=device) for start, (own, _) in zip(starts, parts, strict=True)]
     return torch.cat(pieces)
 
 
-def forked_mask(length: int, ends: Sequence[int], device: torch.device) -> Tensor:
-    """What the tokens of one such document see, [T, T]: the common part and their own alternative, up to themselves."""
-    branch = torch.repeat_interleave(
-        torch.arange(len(ends) + 1, device=device), torch.tensor([length - sum(ends), *ends], device=device)
-    )
-    related = (branch == 0) | (branch.unsqueeze(1) == branch)
-    return related.tril_()
+def forked_mask(parts: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """What the tokens of such a document see, [T, T]: their own part and those it goes on from, up to themselves."""
+    sees = torch.eye(len(parts), dtype=torch.bool)
+    for number, (_, parent) in enumerate(parts):
+        if parent >= 0:
+            sees[number] |= sees[parent]
+    owner = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([own for own, _ in parts]))
+    return sees[owner][:, owner].tril_().to(device)
 
 
 def turning(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graftwood.model.architecture import Architecture
-from graftwood.model.attention import KVCache, Scope, forked_mask, forked_positions, packed_positions, turning
+from graftwood.model.attention import (
+    Fork,
+    KVCache,
+    Scope,
+    fork_parts,
+    forked_mask,
+    forked_positions,
+    packed_positions,
+    turning,
+)
 from graftwood.model.config import ModelConfig
 from graftwood.model.layers import Linear
 
@@ -103,13 +112,14 @@ class Decoder(nn.Module):
         ids_BT: Tensor,
         documents: Sequence[int] | None = None,
         cache: KVCache | None = None,
-        forks: Sequence[Sequence[int]] | None = None,
+        forks: Sequence[Sequence[Fork]] | None = None,
     ) -> Tensor:
         """Final hidden states, [B, T, C].
 
         With `documents` the batch is one row of sequences laid end to end, each seeing only itself. With `cache` they
         become rows of it; `[B, T]` tokens without documents continue the B rows it has. With `forks` each document ends
-        in alternatives of these lengths: they see what comes before all of them, and not each other.
+        in alternatives of these lengths: they see what comes before all of them, and not each other; an alternative may
+        end in alternatives itself.
         """
         x, lengths, own = self._begun(ids_BT, None if documents is None else tuple(documents), cache)
         if forks is None:
@@ -285,10 +295,12 @@ class Decoder(nn.Module):
             return cache.admit(documents, prefix)
         return self._uncached(packed_positions(documents or (tokens,), x.device, start), documents, None, prefix)
 
-    def _forked(self, documents: tuple[int, ...], forks: Sequence[Sequence[int]], device: torch.device) -> Scope:
-        masks = tuple(forked_mask(length, ends, device) for length, ends in zip(documents, forks, strict=True))
+    def _forked(self, documents: tuple[int, ...], forks: Sequence[Sequence[Fork]], device: torch.device) -> Scope:
+        parts = [fork_parts(length, ends) for length, ends in zip(documents, forks, strict=True)]
+        masks = tuple(forked_mask(these, device) for these in parts)
         prefix, start = self._prefixed()
-        return self._uncached(forked_positions(documents, forks, device) + start, documents, masks, prefix)
+        positions = torch.cat([forked_positions(these, device) for these in parts]) + start
+        return self._uncached(positions, documents, masks, prefix)
 
     def _prefixed(self) -> tuple[Tensor | None, int]:
         if self.prefix is None:

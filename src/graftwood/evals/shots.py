@@ -1,0 +1,43 @@
+"""Few-shot questions: before every item stand others of the same task with their right answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+
+from graftwood.data.rows import Turn
+from graftwood.errors import ConfigError
+from graftwood.evals.task import Item, Task
+
+SEPARATOR = "\n\n"
+
+
+def with_shots(task: Task, shots: int, seed: int = 0) -> Task:
+    """The task with `shots` answered items before each; of programs to write or requests to follow, as it is.
+
+    One seeded order is drawn of all items, and an item is shown the first of them that are neither itself nor of its
+    own cluster: nearly all items are shown the same ones, so that what they have in common is read once.
+
+    Raises: ConfigError where the task has too few other items.
+    """
+    if shots < 0:
+        raise ConfigError(f"--shots {shots} is not 0 or more")
+    if shots == 0 or task.kind in ("program", "code"):
+        return task
+    items = task.items()
+    order = random.Random(f"{seed} {task.name}").sample(items, len(items))
+    return task.of(tuple(_shown(item, order, shots, task) for item in items))
+
+
+def _shown(item: Item, order: Sequence[Item], shots: int, task: Task) -> Item:
+    unit = item.cluster or item.id
+    others = list(islice((other for other in order if (other.cluster or other.id) != unit), shots))
+    if len(others) < shots:
+        raise ConfigError(f"--shots {shots}: {task.name} has only {len(others)} other items for {item.id}; take fewer")
+    if item.turns:
+        before = [turn for other in others for turn in (*other.turns, Turn("assistant", other.answer, False))]
+        return replace(item, turns=(*before, *item.turns))
+    parts = [other.prompt + (other.choices[other.gold] if other.choices else other.answer) for other in others]
+    return replace(item, prompt=SEPARATOR.join([*(part.rstrip() for part in parts), item.prompt]))

@@ -1,0 +1,66 @@
+"""Few-shot questions: shown are other items with their answers, the same ones as far as that goes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from graftwood.data.rows import Turn
+from graftwood.errors import ConfigError
+from graftwood.evals.shots import with_shots
+from graftwood.evals.task import TASKS, Item, Task
+
+
+def task(kind: str, items: list[Item]) -> Task:
+    return Task("mine", "mine", kind, 1, 0.0, "", "", lambda: tuple(items))  # type: ignore[arg-type]
+
+
+CHOICES = [Item(f"{n}", f"Question: {n}?\nAnswer:", (f" right {n}", f" wrong {n}")) for n in range(12)]
+
+
+@pytest.mark.parametrize("shots", [1, 3, 11])
+def test_an_item_is_shown_others_and_never_itself(shots: int) -> None:
+    for plain, item in zip(CHOICES, with_shots(task("choice", CHOICES), shots).items(), strict=True):
+        *shown, asked = item.prompt.split("\n\n")
+        assert asked == plain.prompt
+        assert len(set(shown)) == shots
+        assert f"Question: {plain.id}?\nAnswer: right {plain.id}" not in shown
+        assert all(part in {f"Question: {n}?\nAnswer: right {n}" for n in range(12)} for part in shown)
+        assert (item.choices, item.gold, item.id) == (plain.choices, plain.gold, plain.id)
+
+
+def test_all_but_the_shown_are_shown_the_same_and_the_seed_draws_them() -> None:
+    found = with_shots(task("choice", CHOICES), 3)
+    beginnings = Counter(item.prompt.rpartition("\n\n")[0] for item in found.items())
+    assert beginnings.most_common(1)[0][1] == 9
+    assert found.key == with_shots(task("choice", CHOICES), 3).key
+    assert found.key != with_shots(task("choice", CHOICES), 3, seed=1).key
+
+
+def test_what_belongs_together_is_not_shown_to_each_other() -> None:
+    pairs = [Item(f"{n}", f"q{n}", answer=f" a{n}", cluster=f"{n // 2}") for n in range(10)]
+    for item in with_shots(task("word", pairs), 8).items():
+        *shown, asked = item.prompt.split("\n\n")
+        sibling = f"q{int(item.id) ^ 1} "
+        assert asked == f"q{item.id}"
+        assert not any(part.startswith((sibling, f"{asked} ")) for part in shown)
+
+
+def test_a_conversation_goes_on_after_answered_ones() -> None:
+    talks = [Item(f"{n}", f"q{n}", answer=f"a{n}", turns=(Turn("user", f"q{n}", False),)) for n in range(3)]
+    for item in with_shots(task("text", talks), 2).items():
+        assert [turn.role for turn in item.turns] == ["user", "assistant", "user", "assistant", "user"]
+        assert item.turns[-1].content == f"q{item.id}"
+        assert [turn.content[1:] for turn in item.turns[:4:2]] == [turn.content[1:] for turn in item.turns[1:4:2]]
+
+
+def test_requests_and_programs_stay_as_they_are() -> None:
+    requests = TASKS.get("requests")
+    assert with_shots(requests, 2) is requests
+
+
+def test_too_many_are_refused() -> None:
+    for shots in (12, -1):
+        with pytest.raises(ConfigError, match=f"--shots {shots}"):
+            with_shots(task("choice", CHOICES), shots)

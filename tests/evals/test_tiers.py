@@ -1,0 +1,50 @@
+"""How much a tier asks, and of which items."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from graftwood.errors import ConfigError
+from graftwood.evals.task import TASKS, Item
+from graftwood.evals.tiers import TIERS, sized
+
+BUNDLED = frozenset(TASKS.names())
+MINE = replace(TASKS.get("piqa"), name="mine").of(tuple(Item(f"{n}", "q", ("a", "b")) for n in range(500)))
+
+
+@pytest.mark.parametrize(
+    ("tier", "limit", "counts"),
+    [
+        ("pulse", None, (10, 10, 10)),
+        ("standard", None, (100, 185, 100)),
+        ("certificate", None, (100, 185, 400)),
+        ("pulse", 30, (30, 30, 30)),
+        ("certificate", 450, (100, 185, 450)),
+    ],
+)
+def test_a_tier_asks_so_many_items(tier: str, limit: int | None, counts: tuple[int, ...]) -> None:
+    tasks = sized([TASKS.get("piqa"), TASKS.get("requests"), MINE], BUNDLED, tier, limit)
+    assert tuple(len(task.items()) for task in tasks) == counts
+
+
+def test_a_larger_tier_asks_the_same_and_more() -> None:
+    asked = [{item.id for item in sized([MINE], BUNDLED, tier)[0].items()} for tier in TIERS]
+    assert asked[0] < asked[1] < asked[2]
+
+
+def test_of_clusters_every_one_is_asked_before_any_is_asked_again() -> None:
+    families = {item.cluster for item in TASKS.get("requests").items()}
+    few, more = (TASKS.get("requests").limited(count).items() for count in (10, len(families) + 3))
+    assert len({item.cluster for item in few}) == 10
+    assert {item.cluster for item in more} == families
+    assert set(item.id for item in few) <= set(item.id for item in more)
+    assert [item.id for item in more] == sorted(item.id for item in more)
+
+
+def test_what_cannot_be_asked_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown tier 'pulsar'. Did you mean 'pulse'"):
+        sized([MINE], BUNDLED, "pulsar")
+    with pytest.raises(ConfigError, match="--limit 1 leaves nothing to compare"):
+        sized([MINE], BUNDLED, "pulse", 1)
