@@ -9,11 +9,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from graftwood.base import Base
 from graftwood.config import parse_options
-from graftwood.data.batch import Rows
+from graftwood.data.batch import Packed, Rows, in_turn
 from graftwood.generate.engine import Engine
 from graftwood.model.decoder import Decoder
 from graftwood.model.expected import Expected
@@ -43,6 +45,19 @@ class Ground:
         with base.decoder.without_deltas(), self.stage("text of the base itself, to hold on to"):
             engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
             return remembered(base, engine, windows, REPLAY_SEED)
+
+    def untouched(self, look: Callable[[Decoder, Packed], tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        """What the base by itself makes of the rows' predictions, row by row.
+
+        `look` gives tensors with an entry for each prediction of a pack.
+        """
+        decoder = self.base.decoder
+        found: list[tuple[Tensor, ...]] = []
+        with decoder.without_deltas(), torch.no_grad(), self.stage("what the base makes of the rows"):
+            for packed in in_turn(self.rows, self.plan.token_budget):
+                part = packed.to(decoder.device)
+                found += zip(*(packed.by_row(told.cpu()) for told in look(decoder, part)), strict=True)
+        return found
 
     @property
     def step_tokens(self) -> float:

@@ -30,11 +30,13 @@ HARD: dict[str, dict[str, object]] = {
     "kl": {"weight": 20.0, "share": 2.0, "windows": 8},
     "replay": {"weight": 5.0, "share": 4.0, "windows": 96},
     "interpolate": {"alpha": 0.3},
+    "token_gates": {"kind": "dft", "alpha": 4.0},
 }
 OFF: dict[str, dict[str, object]] = {
     "kl": {"weight": 0.0, "windows": 8},
     "replay": {"weight": 0.0, "windows": 8},
     "interpolate": {"alpha": 1.0},
+    "token_gates": {"alpha": 0.0},
 }
 anchors = pytest.mark.parametrize("name", ANCHORS.names())
 reversible = pytest.mark.parametrize("technique", [n for n, kind in TECHNIQUES.all().items() if kind.starts_at_base])
