@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -22,6 +22,7 @@ from graftwood.model.expected import Expected
 from graftwood.registry import Registry
 from graftwood.samples import REPLAY_SEED, remembered
 from graftwood.technique import Technique
+from graftwood.train.below import freeze_below
 from graftwood.train.hold import Hold
 from graftwood.train.loop import Plan
 
@@ -87,6 +88,10 @@ class Anchor(BaseModel, ABC):
         """How the run trains with it."""
         return plan
 
+    def begins(self, decoder: Decoder) -> int:
+        """The block that training begins at: nothing below it changes, so what enters it is computed once."""
+        return 0
+
     def hold(self, ground: Ground) -> Hold:
         """The anchor at work on one run, before the first step of it."""
         return Hold()
@@ -107,6 +112,16 @@ class Anchor(BaseModel, ABC):
         options = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
         about = {key: getattr(cls, key) for key in ("name", "title", "formula", "cost", "source")}
         return about | {"options": options}
+
+
+def narrow(anchors: Sequence[Anchor], decoder: Decoder) -> int:
+    """Freeze, of what a technique on the decoder trains, what anchors keep as it is; the block that training begins at.
+
+    Raises: ConfigError where nothing is left to train.
+    """
+    block = max((anchor.begins(decoder) for anchor in anchors), default=0)
+    freeze_below(decoder, block)
+    return block
 
 
 def _entry(value: object) -> type[Anchor] | None:

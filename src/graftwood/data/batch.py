@@ -27,7 +27,8 @@ class Packed:
 
     Shapes: ids [1, N]; `documents` their lengths; `predict` [M] positions whose next token counts; `targets` [M] those
     tokens; `owner` [M] the index of the example each prediction belongs to, within this pack; `rows` those examples'
-    numbers where they come from.
+    numbers where they come from; `entering` a block and the hidden states [1, N, C] on their way into it, where those
+    are known.
     """
 
     ids: Tensor
@@ -36,6 +37,7 @@ class Packed:
     targets: Tensor
     owner: Tensor
     rows: tuple[int, ...]
+    entering: tuple[int, Tensor] | None = None
 
     @property
     def tokens(self) -> int:
@@ -45,7 +47,8 @@ class Packed:
     def to(self, device: torch.device) -> Packed:
         """The same pack on another device."""
         ids, predict, targets, owner = (x.to(device) for x in (self.ids, self.predict, self.targets, self.owner))
-        return replace(self, ids=ids, predict=predict, targets=targets, owner=owner)
+        entering = None if self.entering is None else (self.entering[0], self.entering[1].to(device))
+        return replace(self, ids=ids, predict=predict, targets=targets, owner=owner, entering=entering)
 
     def by_row(self, values: Tensor) -> list[Tensor]:
         """What there is of each prediction, [M, ...], taken apart by example."""
