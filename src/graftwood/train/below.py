@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,18 +71,24 @@ def rows_kept(
     key = sha256_text(base.fingerprint, decoder.precision, str(block), *(str(example.ids) for example in examples))
     folder = cache_home() / "activations" / f"{base.fingerprint[:16]}-{decoder.precision}-{block}-{key[:16]}"
     if not folder.exists():
-        with stage(f"what enters block {block}, once for every row"), storage(f"write {folder}"):
-            with atomic_folder(folder) as work, decoder.without_deltas(), (work / _FILE).open("wb") as file:
-                for packed in in_turn(rows, _BUDGET):
-                    states = decoder.into(block, packed.ids.to(decoder.device), packed.documents)
-                    file.write(states.cpu().contiguous().view(torch.uint8).numpy().data)
+        with stage(f"what enters block {block}, once for every row"):
+            _compute(decoder, rows, block, folder)
     width, ends = decoder.config.hidden_size, [0, *np.cumsum(rows.sizes).tolist()]
     states_NC = torch.from_file(str(folder / _FILE), size=ends[-1] * width, dtype=decoder.compute_dtype).view(-1, width)
 
-    def states(packed: Packed) -> Tensor:
+    def of(packed: Packed) -> Tensor:
         first, last = packed.rows[0], packed.rows[-1]
         if packed.rows == tuple(range(first, last + 1)):  # as they lie in the file, where they may stay
             return states_NC[ends[first] : ends[last + 1]].unsqueeze(0)
         return torch.cat([states_NC[ends[row] : ends[row + 1]] for row in packed.rows]).unsqueeze(0)
 
-    return Entering(examples, block, states)
+    return Entering(examples, block, of)
+
+
+def _compute(decoder: Decoder, rows: Examples, block: int, folder: Path) -> None:
+    """Write the states of all rows, one after another."""
+    with storage(f"write {folder}"), atomic_folder(folder) as work, decoder.without_deltas():
+        with (work / _FILE).open("wb") as file:  # and not through a mapping, where a full disk would be a signal
+            for packed in in_turn(rows, _BUDGET):
+                states = decoder.into(block, packed.ids.to(decoder.device), packed.documents)
+                file.write(states.cpu().contiguous().view(torch.uint8).numpy().data)
