@@ -141,13 +141,13 @@ def test_the_base_is_asked_once_and_again_when_a_question_changes(folder: Path, 
     assert len(shelf()) == 5
 
 
-def test_a_run_stands_for_its_base_and_its_adapter(folder: Path, tasks: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": f"say {word}:", "completion": f" {word}"} for word in WORDS]
-    quick = {"technique": "lora", "epochs": 1, "batch": 4, "evaluations": 1, "quiet": True, "max_length": 64}
-    gw.tune(str(folder), rows, out=str(tmp_path / "lora-run"), rank=2, **quick)
-    found = gw.evaluate(tmp_path / "lora-run", tasks=str(tasks), tier="pulse", quiet=True)
+def test_a_run_stands_for_its_base_and_its_adapter(folder: Path, base: Base, tasks: Path, tmp_path: Path) -> None:
+    run, whole = tmp_path / "lora-run", tmp_path / "full-run"
+    adapter(base, "lora", run / "adapter")
+    (run / "run.toml").write_text(f'model = "{folder}"\n', encoding="utf-8")
+    found = gw.evaluate(run, tasks=str(tasks), tier="pulse", quiet=True)
     assert [judged.name for judged in found.adapters] == ["lora-run"]
-    gw.tune(str(folder), rows, out=str(tmp_path / "full-run"), **quick | {"technique": "full"})
+    (whole / "model").mkdir(parents=True)
     with pytest.raises(ConfigError, match="left a whole model, not an adapter; ask it alone: graft eval"):
         gw.evaluate(folder, [whole], tasks=str(tasks), quiet=True)
 

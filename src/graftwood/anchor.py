@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from graftwood.base import Base
 from graftwood.config import parse_options
-from graftwood.data.batch import Rows
+from graftwood.data.batch import Packed, Rows, in_turn
 from graftwood.generate.engine import Engine
 from graftwood.model.decoder import Decoder
 from graftwood.model.expected import Expected
 from graftwood.registry import Registry
 from graftwood.samples import REPLAY_SEED, remembered
 from graftwood.technique import Technique
+from graftwood.train.below import freeze_below
 from graftwood.train.hold import Hold
 from graftwood.train.loop import Plan
 
@@ -43,6 +46,19 @@ class Ground:
         with base.decoder.without_deltas(), self.stage("text of the base itself, to hold on to"):
             engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
             return remembered(base, engine, windows, REPLAY_SEED)
+
+    def untouched(self, look: Callable[[Decoder, Packed], tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        """What the base by itself makes of the rows' predictions, row by row.
+
+        `look` gives tensors with an entry for each prediction of a pack.
+        """
+        decoder = self.base.decoder
+        found: list[tuple[Tensor, ...]] = []
+        with decoder.without_deltas(), torch.no_grad(), self.stage("what the base makes of the rows"):
+            for packed in in_turn(self.rows, self.plan.token_budget):
+                part = packed.to(decoder.device)
+                found += zip(*(packed.by_row(told.cpu()) for told in look(decoder, part)), strict=True)
+        return found
 
     @property
     def step_tokens(self) -> float:
@@ -72,6 +88,10 @@ class Anchor(BaseModel, ABC):
         """How the run trains with it."""
         return plan
 
+    def begins(self, decoder: Decoder) -> int:
+        """The block that training begins at: nothing below it changes, so what enters it is computed once."""
+        return 0
+
     def hold(self, ground: Ground) -> Hold:
         """The anchor at work on one run, before the first step of it."""
         return Hold()
@@ -92,6 +112,16 @@ class Anchor(BaseModel, ABC):
         options = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
         about = {key: getattr(cls, key) for key in ("name", "title", "formula", "cost", "source")}
         return about | {"options": options}
+
+
+def narrow(anchors: Sequence[Anchor], decoder: Decoder) -> int:
+    """Freeze, of what a technique on the decoder trains, what anchors keep as it is; the block that training begins at.
+
+    Raises: ConfigError where nothing is left to train.
+    """
+    block = max((anchor.begins(decoder) for anchor in anchors), default=0)
+    freeze_below(decoder, block)
+    return block
 
 
 def _entry(value: object) -> type[Anchor] | None:

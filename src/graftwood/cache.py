@@ -9,7 +9,15 @@ from graftwood.errors import ConfigError, unknown
 from graftwood.files import cache_home, folder_bytes, storage
 
 # Folders whose children are the entries; anything else in the cache is an entry itself.
-_SHELVES = ("models", "sources/pypi", "sources/huggingface", "samples", "base-scores", "kept-against-drift")
+_SHELVES = (
+    "models",
+    "sources/pypi",
+    "sources/huggingface",
+    "samples",
+    "activations",
+    "base-scores",
+    "kept-against-drift",
+)
 
 
 def entries(only: str | None = None) -> list[dict[str, str | int]]:

@@ -132,6 +132,8 @@ def anchors(given: list[str] | None) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for anchor in given or []:
         name, _, options = anchor.partition(":")
+        if name in found:
+            raise ConfigError(f"--anchor {name} is given twice; give it once, with all its options")
         found[name] = assignments(options.split(",") if options else [])
     return found
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from graftwood.anchor import Anchor, Ground
+from graftwood.anchor import Anchor, Ground, narrow
 from graftwood.base import Base
 from graftwood.checkpoint import save_adapter, save_model
 from graftwood.choose.budget import Budget
@@ -38,6 +38,7 @@ from graftwood.model.decoder import count_parameters
 from graftwood.model.expected import Expected
 from graftwood.progress import Display, duration, size
 from graftwood.technique import Technique
+from graftwood.train.below import rows_kept, rows_tried
 from graftwood.train.forecast import Forecast, forecast
 from graftwood.train.loop import Plan, Trainer
 from graftwood.training import check_same, cost, drive
@@ -62,6 +63,7 @@ class Job:
     valid: list[Example]
     test: list[Example]
     warnings: tuple[str, ...]
+    begins: int  # the block that training begins at
 
 
 def prepare(drafted: Draft, base: Base, display: Display) -> Job:
@@ -74,9 +76,10 @@ def prepare(drafted: Draft, base: Base, display: Display) -> Job:
     encoder = base.encoder(min(config.max_length, base.decoder.context - technique.positions))
     train, valid, test = (encode_rows(encoder, rows) for rows in (splits.train, splits.valid, splits.test))
     technique.apply(base.decoder, config.seed)
+    begins = narrow(drafted.anchors, base.decoder)
     warnings = _describe(display, splits, train, [*valid, *test], encoder.max_length)
     chosen = drafted.plan, drafted.reasons, drafted.anchors, drafted.budget, drafted.tasks
-    return Job(config, base, technique, *chosen, splits, train, valid, test, warnings)
+    return Job(config, base, technique, *chosen, splits, train, valid, test, warnings, begins)
 
 
 def _lasting(config: RunConfig, base: Base) -> RunConfig:
@@ -121,7 +124,8 @@ def _describe(
 def preview(job: Job, display: Display) -> Forecast:
     """Say what will run, why, and what it will take."""
     with display.stage("forecast"):
-        expected = forecast(job.base.decoder, Examples(job.train), Examples(job.valid), job.plan)
+        rows = rows_tried(job.base.decoder, job.train, job.begins)
+        expected = forecast(job.base.decoder, rows, Examples(job.valid), job.plan)
     total = count_parameters(job.base.decoder.parameters())
     display.say(
         f"{job.technique.title} on {job.base.name}: {expected.trained_parameters:,} of {total:,} parameters train "
@@ -282,12 +286,12 @@ def _train(
     job: Job, probe: Expected, out: Path, display: Display, resume: bool
 ) -> tuple[Trainer, tuple[CurvePoint, ...]]:
     gauge = judge.drift_gauge(job.base, probe)
-    rows = Examples(job.train), Examples(job.valid)
+    train, valid = (rows_kept(job.base, part, job.begins, display.stage) for part in (job.train, job.valid))
     decoder, technique = job.base.decoder, job.technique
     rates, stage = technique.rates(decoder), partial(technique.stage, decoder)
-    ground = Ground(job.base, technique, rows[0], job.plan, display.stage)
+    ground = Ground(job.base, technique, train, job.plan, display.stage)
     holds = [anchor.hold(ground) for anchor in job.anchors]
-    trainer = Trainer(decoder, *rows, job.plan, out / "checkpoints", gauge, rates, stage, holds)
+    trainer = Trainer(decoder, train, valid, job.plan, out / "checkpoints", gauge, rates, stage, holds)
     curve = drive(trainer, out, display, resume)
     dial = math.prod(anchor.dial for anchor in job.anchors)
     if dial != 1:

@@ -39,12 +39,12 @@ def test_of_clusters_every_one_is_asked_before_any_is_asked_again() -> None:
     few, more = (TASKS.get("requests").limited(count).items() for count in (10, len(families) + 3))
     assert len({item.cluster for item in few}) == 10
     assert {item.cluster for item in more} == families
-    assert set(item.id for item in few) <= set(item.id for item in more)
+    assert {item.id for item in few} <= {item.id for item in more}
     assert [item.id for item in more] == sorted(item.id for item in more)
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown tier 'pulsar'. Did you mean 'pulse'"):
+    with pytest.raises(ConfigError, match=r"unknown tier 'pulsar'. Did you mean 'pulse'"):
         sized([MINE], BUNDLED, "pulsar")
     with pytest.raises(ConfigError, match="--limit 1 leaves nothing to compare"):
         sized([MINE], BUNDLED, "pulse", 1)

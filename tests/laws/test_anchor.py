@@ -13,7 +13,7 @@ from torch import Tensor
 import tiny
 from conftest import CPU
 from graftwood import samples
-from graftwood.anchor import ANCHORS, Anchor, Ground
+from graftwood.anchor import ANCHORS, Anchor, Ground, narrow
 from graftwood.base import Base, open_base
 from graftwood.data.batch import Examples
 from graftwood.errors import ConfigError
@@ -22,6 +22,7 @@ from graftwood.generate.engine import Engine
 from graftwood.model.decoder import Decoder
 from graftwood.model.expected import likeliest
 from graftwood.technique import TECHNIQUES
+from graftwood.train.below import rows_kept
 from graftwood.train.loop import Stepped, Trainer
 from graftwood.train.loss import CHUNK, Divergence, summed
 
@@ -30,11 +31,15 @@ HARD: dict[str, dict[str, object]] = {
     "kl": {"weight": 20.0, "share": 2.0, "windows": 8},
     "replay": {"weight": 5.0, "share": 4.0, "windows": 96},
     "interpolate": {"alpha": 0.3},
+    "freeze_below": {"layers": 1},
+    "token_gates": {"kind": "dft", "alpha": 4.0},
 }
 OFF: dict[str, dict[str, object]] = {
     "kl": {"weight": 0.0, "windows": 8},
     "replay": {"weight": 0.0, "windows": 8},
     "interpolate": {"alpha": 1.0},
+    "freeze_below": {"layers": 0},
+    "token_gates": {"alpha": 0.0},
 }
 anchors = pytest.mark.parametrize("name", ANCHORS.names())
 reversible = pytest.mark.parametrize("technique", [n for n, kind in TECHNIQUES.all().items() if kind.starts_at_base])
@@ -54,7 +59,7 @@ def made(folder: Path, out: Path, technique: str, given: list[Anchor]) -> tuple[
     plan = tiny.plan(learning_rate=0.01, epochs=4.0)
     for anchor in given:
         plan = anchor.plan(plan)
-    rows = Examples(tiny.examples(16))
+    rows = rows_kept(base, tiny.examples(16), narrow(given, base.decoder))
     holds = [anchor.hold(Ground(base, entry, rows, plan)) for anchor in given]
     return base, Trainer(base.decoder, rows, Examples([]), plan, out, holds=holds)
 

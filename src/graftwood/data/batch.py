@@ -6,8 +6,9 @@ Letters: N tokens of all documents together, M predictions that count.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -17,13 +18,17 @@ from torch import Tensor
 
 from graftwood.data.encode import Example
 
+_TOGETHER = 64  # rows
+
 
 @dataclass(frozen=True)
 class Packed:
     """Documents end to end.
 
     Shapes: ids [1, N]; `documents` their lengths; `predict` [M] positions whose next token counts; `targets` [M] those
-    tokens; `owner` [M] the index of the example each prediction belongs to, within this pack.
+    tokens; `owner` [M] the index of the example each prediction belongs to, within this pack; `rows` those examples'
+    numbers where they come from; `entering` a block and the hidden states [1, N, C] on their way into it, where those
+    are known.
     """
 
     ids: Tensor
@@ -31,6 +36,8 @@ class Packed:
     predict: Tensor
     targets: Tensor
     owner: Tensor
+    rows: tuple[int, ...]
+    entering: tuple[int, Tensor] | None = None
 
     @property
     def tokens(self) -> int:
@@ -39,12 +46,20 @@ class Packed:
 
     def to(self, device: torch.device) -> Packed:
         """The same pack on another device."""
-        moved = (tensor.to(device) for tensor in (self.predict, self.targets, self.owner))
-        return Packed(self.ids.to(device), self.documents, *moved)
+        ids, predict, targets, owner = (x.to(device) for x in (self.ids, self.predict, self.targets, self.owner))
+        entering = None if self.entering is None else (self.entering[0], self.entering[1].to(device))
+        return replace(self, ids=ids, predict=predict, targets=targets, owner=owner, entering=entering)
+
+    def by_row(self, values: Tensor) -> list[Tensor]:
+        """What there is of each prediction, [M, ...], taken apart by example."""
+        return list(values.split(torch.bincount(self.owner, minlength=len(self.rows)).tolist()))
 
 
-def pack(examples: Sequence[Example]) -> Packed:
-    """Lay examples end to end. A document's last position predicts nothing, so no prediction crosses into the next."""
+def pack(examples: Sequence[Example], rows: Sequence[int] | None = None) -> Packed:
+    """Lay examples end to end. A document's last position predicts nothing, so no prediction crosses into the next.
+
+    `rows` are the examples' numbers, by default as they come.
+    """
     ids: list[int] = []
     predict: list[int] = []
     targets: list[int] = []
@@ -58,7 +73,9 @@ def pack(examples: Sequence[Example]) -> Packed:
                 targets.append(example.ids[offset])
                 owner.append(number)
     lengths = tuple(len(example.ids) for example in examples)
-    return Packed(torch.tensor([ids]), lengths, *(torch.tensor(x, dtype=torch.long) for x in (predict, targets, owner)))
+    numbers = tuple(range(len(examples)) if rows is None else rows)
+    places = [torch.tensor(x, dtype=torch.long) for x in (predict, targets, owner)]
+    return Packed(torch.tensor([ids]), lengths, places[0], places[1], places[2], numbers)
 
 
 def split_by_tokens(examples: Sequence[Example], budget: int) -> list[list[Example]]:
@@ -111,10 +128,11 @@ def _permutation(rows: int, seed: int) -> Tensor:
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
 
 
-def packs(examples: Sequence[Example], budget: int) -> Iterator[Packed]:
-    """All examples in packs of about `budget` tokens."""
+def packs(examples: Sequence[Example], budget: int, rows: Sequence[int] | None = None) -> Iterator[Packed]:
+    """All examples in packs of about `budget` tokens; `rows` are their numbers, by default as they come."""
+    numbers = iter(range(len(examples)) if rows is None else rows)
     for group in split_by_tokens(examples, budget):
-        yield pack(group)
+        yield pack(group, list(islice(numbers, len(group))))
 
 
 class Rows(Protocol):
@@ -133,6 +151,12 @@ class Rows(Protocol):
         """Where a person finds the row: `file:line`."""
 
 
+def in_turn(rows: Rows, budget: int) -> Iterator[Packed]:
+    """All rows by their numbers in packs of about `budget` tokens, a few of them made at a time."""
+    for start in range(0, len(rows), _TOGETHER):
+        yield from rows.packs(range(start, min(start + _TOGETHER, len(rows))), budget)
+
+
 class Examples:
     """Encoded rows in memory."""
 
@@ -145,7 +169,7 @@ class Examples:
 
     def packs(self, rows: Sequence[int], budget: int) -> list[Packed]:
         """These rows in packs of about `budget` tokens."""
-        return list(packs([self._examples[row] for row in rows], budget))
+        return list(packs([self._examples[row] for row in rows], budget, rows))
 
     def place(self, row: int) -> str:
         """`file:line`."""

@@ -196,6 +196,7 @@ class Windows:
             torch.from_numpy(predict),
             torch.from_numpy(np.concatenate(targets)[predict]),
             torch.from_numpy(owner[predict]),
+            tuple(rows),
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -113,14 +114,18 @@ class Decoder(nn.Module):
         documents: Sequence[int] | None = None,
         cache: KVCache | None = None,
         forks: Sequence[Sequence[Fork]] | None = None,
+        entering: tuple[int, Tensor] | None = None,
     ) -> Tensor:
         """Final hidden states, [B, T, C].
 
         With `documents` the batch is one row of sequences laid end to end, each seeing only itself. With `cache` they
         become rows of it; `[B, T]` tokens without documents continue the B rows it has. With `forks` each document ends
         in alternatives of these lengths: they see what comes before all of them, and not each other; an alternative may
-        end in alternatives itself.
+        end in alternatives itself. With `entering`, a block and what `into` gave for it, the pass
+        begins there.
         """
+        if entering is not None:
+            return self._from(entering, documents)
         x, lengths, own = self._begun(ids_BT, None if documents is None else tuple(documents), cache)
         if forks is None:
             scope = self._scope(x, lengths, cache)
@@ -128,12 +133,15 @@ class Decoder(nn.Module):
             assert lengths is not None, "forks are the ends of packed documents"
             assert cache is None, "forks are read in one pass, without a cache"
             scope = self._forked(lengths, forks, ids_BT.device)
-        if self.architecture.names.positions is not None:
-            x = x + self.get_submodule(self.architecture.names.positions)(scope.positions).to(x.dtype)
-        for block in self.blocks:
-            x = block(x, scope)
-        x = x if own is None else x[:, own]
-        return cast(Tensor, self.get_submodule(self.architecture.names.norm)(x))
+        x = self._through(self._placed(x, scope), scope)
+        return self._normed(x if own is None else x[:, own])
+
+    @torch.no_grad()
+    def into(self, block: int, ids_BT: Tensor, documents: Sequence[int]) -> Tensor:
+        """Hidden states of packed documents on their way into a block, [1, T, C]."""
+        x = self.embedded(ids_BT)
+        scope = self._scope(x, tuple(documents), None)
+        return self._through(self._placed(x, scope), scope, 0, block)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the next token, float32. Shapes: [..., C] -> [..., V]."""
@@ -178,6 +186,13 @@ class Decoder(nn.Module):
             parts = [part for part in block.children() if any(isinstance(m, Linear) for m in part.modules())]
             found.append((f"{self.architecture.names.blocks}.{number}", parts[0], parts[-1]))
         return found
+
+    def below(self, block: int) -> dict[str, nn.Parameter]:
+        """Parameters on the way into a block, by name: the embeddings, which may be the head, too, and other blocks."""
+        names = self.architecture.names
+        paths = [names.embedding, *filter(None, [names.positions]), *(f"{names.blocks}.{n}" for n in range(block))]
+        starts = tuple(f"{path}." for path in paths)
+        return {name: parameter for name, parameter in self.named_parameters() if name.startswith(starts)}
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters that training may change, by name."""
@@ -282,6 +297,26 @@ class Decoder(nn.Module):
             for start, end in zip(starts, ends, strict=True)
         ]
         return torch.cat(parts, dim=1), None if documents is None else tuple(ends), torch.cat(own)
+
+    def _from(self, entering: tuple[int, Tensor], documents: Sequence[int] | None) -> Tensor:
+        """Final hidden states of packed documents, from their states on the way into a block."""
+        assert documents is not None, "packed documents alone go on from a block"
+        assert not self.before, "what stands before every sequence is below every block"
+        first, x = entering
+        return self._normed(self._through(x, self._scope(x, tuple(documents), None), first))
+
+    def _placed(self, x: Tensor, scope: Scope) -> Tensor:
+        """What enters the first block: tokens with their positions, where the family adds those."""
+        positions = self.architecture.names.positions
+        return x if positions is None else x + self.get_submodule(positions)(scope.positions).to(x.dtype)
+
+    def _through(self, x: Tensor, scope: Scope, first: int = 0, end: int | None = None) -> Tensor:
+        for block in islice(self.blocks, first, end):
+            x = block(x, scope)
+        return x
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.get_submodule(self.architecture.names.norm)(x))
 
     def _scope(self, x: Tensor, documents: tuple[int, ...] | None, cache: KVCache | None) -> Scope:
         batch, tokens, _ = x.shape

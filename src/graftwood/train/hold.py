@@ -6,7 +6,7 @@ than its step number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -17,6 +17,9 @@ from graftwood.train.loss import Gate
 
 class Hold:
     """An anchor at work."""
+
+    def open(self, decoder: Decoder, packed: Sequence[Packed]) -> None:
+        """Look at all rows of a step before anything is made of them."""
 
     def losses(self, decoder: Decoder, step: int) -> Iterator[tuple[Tensor, int]]:
         """What is added to a step's loss, part by part, and the tokens each part read."""

@@ -170,6 +170,8 @@ class Trainer:
         self.optimiser.forget()
         self._open_stage()
         with seeded(self.plan.seed * 1_000_003 + self.progress.step):  # dropout, too, is a function of seed and step
+            for hold in self._holds:
+                hold.open(self.decoder, packed)
             for part in packed:
                 part_loss = summed_loss(self.decoder, part, self.plan.z_loss, self._gate(part)) / counted
                 part_loss.backward()
@@ -311,7 +313,7 @@ class Trainer:
         gates = [gate for hold in self._holds if (gate := hold.gate(packed)) is not None]
         if len(gates) < 2:
             return gates[0] if gates else None
-        return lambda shares, right: math.prod(gate(shares, right) for gate in gates)  # type: ignore[return-value]
+        return lambda *given: math.prod(gate(*given) for gate in gates)  # type: ignore[return-value]
 
     def _save_is_due(self) -> bool:
         every = self.plan.save_steps

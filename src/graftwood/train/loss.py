@@ -21,8 +21,9 @@ from graftwood.model.decoder import Decoder
 CHUNK = 128  # rows of logits alive at once, or more where the vocabulary is small: 25 MB stay in a desktop's cache
 _LOGITS = CHUNK * 49_152
 
-# From log-probabilities [M, V] and the target's [M, 1] to a weight for each prediction, [M, 1]; it takes no gradient.
-Gate = Callable[[Tensor, Tensor], Tensor]
+# From log-probabilities [m, V], the target's [m, 1] and which of the M predictions these are, to a weight for each,
+# [m, 1]; it takes no gradient.
+Gate = Callable[[Tensor, Tensor, slice], Tensor]
 
 
 class Objective(Protocol):
@@ -57,7 +58,7 @@ class CrossEntropy:
         normaliser = logits.logsumexp(1, keepdim=True)
         log_shares = logits.sub_(normaliser)
         right = log_shares.gather(1, target)
-        weight = None if self.gate is None else self.gate(log_shares, right)
+        weight = None if self.gate is None else self.gate(log_shares, right, rows)
         slope = log_shares.exp_()  # in the same buffer
         if self.z_loss:
             slope.mul_(1 + 2 * self.z_loss * normaliser)
@@ -93,8 +94,12 @@ class Divergence:
 
 def summed_loss(decoder: Decoder, packed: Packed, z_loss: float = 0.0, gate: Gate | None = None) -> Tensor:
     """Sum of `-log q(target)` over the predictions that count, in nats; a scalar that can be differentiated."""
-    hidden = decoder.hidden(packed.ids, packed.documents)[0, packed.predict]
-    return summed(decoder, hidden, CrossEntropy(packed.targets, z_loss, gate))
+    return summed(decoder, predicting(decoder, packed), CrossEntropy(packed.targets, z_loss, gate))
+
+
+def predicting(decoder: Decoder, packed: Packed) -> Tensor:
+    """Final hidden states of the tokens whose next one counts, [M, C]."""
+    return decoder.hidden(packed.ids, packed.documents, entering=packed.entering)[0, packed.predict]
 
 
 def summed(decoder: Decoder, hidden: Tensor, objective: Objective) -> Tensor:
@@ -107,7 +112,7 @@ def summed(decoder: Decoder, hidden: Tensor, objective: Objective) -> Tensor:
 @torch.no_grad()
 def token_losses(decoder: Decoder, packed: Packed) -> Tensor:
     """`-log q(target)` of every prediction that counts, [M], nats."""
-    hidden = decoder.hidden(packed.ids, packed.documents)[0, packed.predict]
+    hidden = predicting(decoder, packed)
     losses = [
         F.cross_entropy(decoder.logits(part), target, reduction="none")
         for part, target in zip(hidden.split(CHUNK), packed.targets.split(CHUNK), strict=True)
