@@ -42,10 +42,11 @@ LAYERS = (
     ("training", "corpora", "draft"),
     ("continued",),
     ("tuning", "pretraining"),
+    ("apart",),
     ("run",),
     ("evaluation",),
-    ("graftwood", "handover", "cache", "flags"),
-    ("verbs", "judging"),
+    ("graftwood", "handover", "compose", "cache", "flags"),
+    ("verbs", "judging", "merging"),
     ("cli",),
 )
 HEIGHT = {room: height for height, layer in enumerate(LAYERS) for room in layer}
