@@ -24,7 +24,7 @@ import graftwood
 from graftwood.cli import app
 from graftwood.config import PretrainConfig, RunConfig
 from graftwood.evals.task import TASKS
-from graftwood.flags import ALIASES, normal
+from graftwood.flags import ALIASES, spelled
 from graftwood.technique import TECHNIQUES
 
 ROOT = Path(__file__).parents[1]
@@ -90,9 +90,9 @@ def test_commands_of_the_pages_parse(page: str, words: list[str]) -> None:
     program, *arguments = words
     if program == "graft":
         words = next((n for n in (2, 1) if " ".join(arguments[:n]) in VERBS), 1)
-        verb, rest = " ".join(arguments[:words]), arguments[words:]
+        verb, rest = " ".join(arguments[:words]), spelled(arguments)[words:]
         if verb not in ("--help", "--version"):
-            VERBS[verb].make_context(verb, [normal(word) for word in rest]).close()
+            VERBS[verb].make_context(verb, rest).close()
     elif program.startswith(("./", ".ci/")):
         assert os.access(ROOT / program, os.X_OK), f"{page}: {program} is not there to be run"
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from graftwood import __version__, judging, listings, verbs
+from graftwood import __version__, judging, listings, merging, verbs
 from graftwood.errors import ConfigError, GraftError
 from graftwood.flags import (
     TECHNIQUE_FLAGS,
@@ -32,7 +32,7 @@ from graftwood.flags import (
     TopP,
     anchors,
     assignments,
-    normal,
+    spelled,
     tune_signature,
 )
 from graftwood.listings import print_json, show_card
@@ -208,35 +208,7 @@ def chat(
             messages.append({"role": "assistant", "content": answer})
 
 
-@app.command()
-def export(
-    model: Annotated[str, typer.Argument(help="run folder, or any model")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
-    adapter: AdapterFlag = None,
-    device: DeviceFlag = "cpu",
-    dtype: DtypeFlag = "auto",
-) -> None:
-    """Write a Hugging Face folder that transformers loads, the adapter merged in, and check it."""
-    from graftwood.handover import export as write
-
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; give a new folder with --out")
-    difference = write(_open(model, adapter, device, dtype), out)
-    print(f"{out}: written, read back, largest difference of a logit {difference:.1e}", file=sys.stderr)
-
-
-@app.command()
-def merge(
-    adapter: Annotated[Path, typer.Argument(help="adapter or run folder")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
-    model: Annotated[Optional[str], typer.Option("--model", "-m", help="base, if it is not where it was")] = None,  # noqa: UP045
-    device: DeviceFlag = "cpu",
-    dtype: DtypeFlag = "auto",
-) -> None:
-    """Fold an adapter into its base and write the result as a Hugging Face folder."""
-    from graftwood.handover import recorded_base
-
-    export(model or recorded_base(adapter), out, adapter, device, dtype)
+merging.register(app)
 
 
 def _version(wanted: bool) -> None:
@@ -263,7 +235,7 @@ def _open(model: str, adapter: Path | None, device: str, dtype: str) -> Model:
 def main() -> None:
     """Entry point of `graft`."""
     prepare(briefly=sys.argv[1:2] in (["generate"], ["chat"], ["pretrain"]))
-    sys.exit(guarded(lambda: app([normal(argument) for argument in sys.argv[1:]], standalone_mode=False)))
+    sys.exit(guarded(lambda: app(spelled(sys.argv[1:]), standalone_mode=False)))
 
 
 def guarded(command: Callable[[], Any]) -> int:

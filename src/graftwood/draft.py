@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graftwood.anchor import ANCHORS, Anchor
@@ -11,8 +12,9 @@ from graftwood.choose.budget import NONE, Budget, read_budget
 from graftwood.choose.items import leaked
 from graftwood.choose.recipe import recipe
 from graftwood.config import RunConfig
+from graftwood.data.mixture import load_mixture, order_for, shares
 from graftwood.data.sources import Source, Splits, load_splits
-from graftwood.errors import ConfigError, GraftError
+from graftwood.errors import ConfigError, DataError, GraftError
 from graftwood.evals.given import find_tasks
 from graftwood.evals.task import TASKS, Task
 from graftwood.evals.tiers import sized
@@ -63,6 +65,7 @@ def choose(config: RunConfig) -> tuple[Technique, Plan, dict[str, str], tuple[An
         evaluations=config.evaluations,
         patience=config.patience,
         save_seconds=config.save_seconds,
+        stop_on=config.stop_on,
     )
     anchors = tuple(ANCHORS.get(name).parse(options) for name, options in config.anchors.items())
     for anchor in anchors:
@@ -75,12 +78,10 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
 
     Raises: the one problem there is, or a ConfigError that lists them all.
     """
-    problems: list[GraftError] = []
-    chosen = splits = decoder = budget = None
+    problems: list[GraftError] = _contradictions(config)
+    chosen = rows = decoder = budget = None
     tasks: tuple[Task, ...] = ()
     config, decided = recipe(config)
-    valid, test = (Path(path) if path else None for path in (config.valid, config.test))
-    source = data if data is not None else Path(config.data)
     try:
         chosen = choose(config)
     except GraftError as error:
@@ -94,7 +95,7 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
     except GraftError as error:
         problems.append(error)
     try:
-        splits = load_splits(source, valid, test, config.held_out, config.seed)
+        rows = _rows(config, data)
     except GraftError as error:
         problems.append(error)
     try:
@@ -105,19 +106,22 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
         why = f"{config.technique} moves the base's own weights, which {config.base_precision} cannot hold"
         fix = "leave out --base-precision, or choose a technique that leaves the base alone"
         problems.append(ConfigError(f"{why}; {fix}"))
+    if chosen is not None and chosen[0].writes_base and config.each:
+        problems.append(ConfigError(f"--each puts adapters on one base, and {config.technique} moves the base itself"))
     if chosen is not None and decoder is not None:
         problems += map(ConfigError, chosen[0].problems(decoder))
-        problems += map(ConfigError, _unkeepable(budget, chosen[0], chosen[3], splits))
+        problems += map(ConfigError, _unkeepable(budget, chosen[0], chosen[3], rows and rows[0]))
         problems += [ConfigError(what) for anchor in chosen[3] for what in anchor.problems(chosen[0], decoder)]
-    if splits is not None and (leaks := leaked(tasks, splits.train)):
+    if rows is not None and (leaks := leaked(tasks, rows[0].train)):
         more = f" and {len(leaks) - 20} more" if len(leaks) > 20 else ""
         where = "; ".join(leaks[:20]) + more
         problems.append(ConfigError(f"training rows hold what measures the base: {where}; take them out"))
     if len(problems) == 1:
         raise problems[0]
-    if chosen is None or splits is None or problems:
+    if chosen is None or rows is None or problems:
         raise ConfigError("\n  ".join((f"{len(problems)} problems:", *map(str, problems))))
-    technique, plan, reasons, anchors = chosen
+    (technique, plan, reasons, anchors), (splits, given) = chosen, rows
+    plan = replace(plan, shares=given)
     return Draft(config, technique, plan, reasons | decided, anchors, budget, tasks, splits)
 
 
@@ -137,3 +141,45 @@ def _unkeepable(
             "--keep chooses on validation rows and there are none; give --valid, --held-out 0.1 or --keep none"
         )
     return found
+
+
+def _contradictions(config: RunConfig) -> list[GraftError]:
+    """Options that need what this run has not."""
+    several = len(config.sources) > 1
+    found = []
+    if several and (config.valid or config.test):
+        fix = "of several, each brings its own in its folder or by its prefix"
+        found.append(f"--valid and --test are for one source; {fix}")
+    weighs = config.mix_cap is not None or config.mix_temperature != 1
+    if not several and weighs:
+        found.append("--mix-temperature and --mix-cap weigh several sources, and this run has one; leave them out")
+    if not several and (config.each or config.sequence):
+        found.append("--each and --sequence are for several sources, and this run has one; give more with --data")
+    if config.each and config.sequence:
+        found.append("--each goes with a mixture and --sequence learns one task after another; choose one of them")
+    if config.sequence and weighs:
+        found.append("--sequence reads every task as often; leave out --mix-temperature and --mix-cap")
+    if (config.each or config.sequence) and config.keep not in (None, NONE):
+        found.append("--each and --sequence compare models that go all the way; a budget is for one: leave out --keep")
+    return list(map(ConfigError, found))
+
+
+def _rows(config: RunConfig, data: Source | None) -> tuple[Splits, dict[str, float]]:
+    """The rows, and of several sources the share of the drawn rows that each task has."""
+    if data is not None or len(config.sources) == 1:
+        valid, test = (Path(path) if path else None for path in (config.valid, config.test))
+        source = data if data is not None else Path(config.sources[0])
+        return load_splits(source, valid, test, config.held_out, config.seed), {}
+    splits, weights = load_mixture(config.sources, config.held_out, config.seed)
+    if (config.each or config.sequence) and not splits.valid:
+        raise DataError("--each and --sequence measure every task on rows of its own; hold some out with --held-out")
+    if config.sequence:
+        if any(weights.values()):
+            raise ConfigError("--sequence reads every task as often; leave out the weights")
+        return splits, {}
+    if any(weights.values()) and (config.mix_cap is not None or config.mix_temperature != 1):
+        raise ConfigError("weights fix the shares; leave out --mix-temperature and --mix-cap, or the weights")
+    tasks = {task: range(count) for task, count in Counter(row.task for row in splits.train).items()}
+    given = shares({task: len(rows) for task, rows in tasks.items()}, weights, config.mix_cap, config.mix_temperature)
+    order_for(tasks, given, config.batch, config.epochs, config.seed)
+    return splits, given

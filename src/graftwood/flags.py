@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional, get_args, get_origin
 
@@ -25,6 +27,13 @@ ALIASES = {
     "--target-modules": "--targets",
     "--lora-target-modules": "--targets",
 }
+
+# Flags after which several values may stand.
+SEVERAL = {
+    "tune": ("--data", "-d"),
+    "merge": ("--adapters", "--weights", "--how", "--data", "-d"),
+}
+_NUMBER = re.compile(r"-[\d.]")
 
 ModelFlag = Annotated[str, typer.Option("--model", "-m", help="short name, folder, .gguf, package, hub id or run")]
 AdapterFlag = Annotated[Optional[Path], typer.Option("--adapter", "-a", help="adapter or run folder")]  # noqa: UP045
@@ -66,13 +75,19 @@ def _config_flags(config: type[BaseModel]) -> list[inspect.Parameter]:
     for name, info in config.model_fields.items():
         if name in ("options", "anchors"):
             continue
-        default = "" if info.default is None or info.is_required() else f" [default: {info.default}]"
+        silent = info.is_required() or info.default is None or info.default is False
+        default = "" if silent else f" [default: {info.default}]"
         long = f"--{name.replace('_', '-')}"
         names = (long, short[name]) if name in short else (long,)
         counted = any(isinstance(part, BeforeValidator) for part in info.metadata)
-        kind = str if counted else _plain_kind(info.annotation)
+        kind = list[str] if _several(info.annotation) else str if counted else _plain_kind(info.annotation)
         parameters.append(_flag(name, kind, f"{info.description}{default}", names=names))
     return parameters
+
+
+def _several(annotation: Any) -> bool:
+    """Whether a value may be a list."""
+    return get_origin(annotation) is tuple or any(map(_several, get_args(annotation)))
 
 
 def _plain_kind(annotation: Any) -> Any:
@@ -136,6 +151,22 @@ def anchors(given: list[str] | None) -> dict[str, dict[str, Any]]:
             raise ConfigError(f"--anchor {name} is given twice; give it once, with all its options")
         found[name] = assignments(options.split(",") if options else [])
     return found
+
+
+def spelled(words: Sequence[str]) -> list[str]:
+    """A command in the one spelling there is: every flag by our name, `--data A B` as `--data A --data B`."""
+    several = SEVERAL.get(words[0], ()) if words else ()
+    said: list[str] = []
+    flag, filled = "", False
+    for word in map(normal, words):
+        if word.startswith("-") and not _NUMBER.match(word):
+            name, equals, _ = word.partition("=")
+            flag, filled = (name, bool(equals)) if name in several else ("", False)
+        elif flag and filled and not word.endswith(".toml"):  # which is a run file
+            said.append(flag)
+        said.append(word)
+        filled = filled or word != flag
+    return said
 
 
 def normal(argument: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,20 @@ from graftwood.base import Base
 from graftwood.choose.budget import Budget, percent
 from graftwood.choose.dial import Look, Settled, settle
 from graftwood.choose.relation import learn, read_relation
-from graftwood.data.batch import packs
+from graftwood.data.batch import Examples, packs
 from graftwood.data.encode import Example
 from graftwood.evals import skills
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Arm, Candidate, Choice, Decision, Estimate
 from graftwood.evals.decision import decide
 from graftwood.evals.retention import compare
-from graftwood.files import storage, write_json
+from graftwood.files import sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
+from graftwood.job import Job, settings_of
 from graftwood.model.expected import Expected
 from graftwood.progress import Display
-from graftwood.train.loop import mean_loss
+from graftwood.train.loop import mean_loss, way_back
+from graftwood.training import Trained
 
 ROWS, WINDOWS = 64, 16  # validation rows and windows of the base's text that a look reads; no report uses these windows
 
@@ -105,23 +108,42 @@ class Keeper:
         return base_loss, settled
 
 
-def chosen(arm: Arm, settled: Settled, base_loss: float, budget: Budget, items: int) -> Choice:
-    """The record of a choice among the places of one arm; what it cost is not known here."""
-    return Choice(
+def keep(job: Job, trained: Trained, deciding: Deciding, out: Path, display: Display) -> Choice:
+    """Take the trained model as far along its way as the budget allows, and say how that was found."""
+    budget, progress = job.budget, trained.progress
+    assert budget is not None
+    started = time.monotonic()
+    key = sha256_text(f"{job.plan} {job.technique!r} {job.anchors!r} step {progress.best_step} {budget}")
+    go = way_back(job.base.decoder, job.technique, out / "checkpoints")
+    keeper = Keeper(job.base, go, deciding, budget, out / "decisions.json", key, display)
+    base_loss, settled = keeper.settle()
+    plain = int(Examples(job.train).sizes.sum() * trained.epochs)
+    arm = Arm(
+        name=job.recipe,
+        settings=settings_of(job),
+        steps=progress.step,
+        tokens=progress.tokens,
+        seconds=progress.train_seconds,
+        fate="dropped" if settled.shipped is None else "shipped",
+        candidates=candidates(settled),
+    )
+    choice = Choice(
         budget=budget.kept,
         worst_budget=budget.worst,
         base_loss=base_loss,
-        items=items,
+        items=keeper.items,
         arms=(arm,),
         shipped=None if settled.shipped is None else arm.name,
         dial=settled.shipped,
         why=reason(settled, base_loss, budget),
         price=price(settled, base_loss),
-        seconds=0.0,
-        tokens=0,
-        plain_seconds=0.0,
-        plain_tokens=0,
+        seconds=progress.train_seconds + time.monotonic() - started,
+        tokens=progress.tokens,
+        plain_seconds=progress.train_seconds * plain / max(1, progress.tokens),
+        plain_tokens=plain,
     )
+    display.say(choice.why + (f"; {choice.price}" if choice.price else ""))
+    return choice
 
 
 def candidates(settled: Settled) -> tuple[Candidate, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -21,6 +21,7 @@ from rich.progress import (
 from graftwood.train.loop import Evaluated, Stepped
 
 _LINES_EVERY = 10.0  # seconds between lines where no live line is possible
+_TASKS = 4  # whose losses a line has room for
 
 
 class Display:
@@ -106,7 +107,7 @@ class Line:
     def show(self, event: Stepped | Evaluated) -> None:
         """Take in one event of the loop."""
         if isinstance(event, Evaluated):
-            valid = "" if event.valid_loss is None else f" valid {event.valid_loss:.3f}"
+            valid = "" if event.valid_loss is None else f" valid {event.valid_loss:.3f}{_by_task(event.tasks)}"
             drift = "" if event.drift is None else f" drift {event.drift:.4f}"
             self._evaluated = valid + drift
             self._display.say(f"step {event.step}/{self._steps}:{valid}{drift}{' (best)' if event.best else ''}")
@@ -120,6 +121,14 @@ class Line:
         elif time.monotonic() - self._said > _LINES_EVERY:
             self._said = time.monotonic()
             self._display.say(f"step {event.step}/{self._steps} {tail}")
+
+
+def _by_task(losses: Mapping[str, float]) -> str:
+    """The loss of each task where they fit on a line, else the highest and the lowest."""
+    ranked = sorted(losses.items(), key=lambda item: -item[1])
+    shown = losses.items() if len(losses) <= _TASKS else (ranked[0], ranked[-1])
+    told = ", ".join(f"{task} {loss:.3f}" for task, loss in shown)
+    return f" ({told})" if told else ""
 
 
 def duration(seconds: float) -> str:

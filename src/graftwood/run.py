@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from graftwood import pretraining
+from graftwood.apart import execute_each, execute_sequence
 from graftwood.base import Base, base_outline, open_base
 from graftwood.checkpoint import load_adapter, save_model
 from graftwood.config import PretrainConfig, RunConfig, read_config, read_toml, resolve
@@ -18,6 +19,7 @@ from graftwood.errors import ConfigError, ModelError
 from graftwood.evals.card import Card
 from graftwood.generate.engine import Completion, Engine
 from graftwood.generate.sampling import Sampling
+from graftwood.job import prepare, preview
 from graftwood.model.decoder import Decoder
 from graftwood.model.quantised import quantise
 from graftwood.model.weights import fingerprint
@@ -27,7 +29,7 @@ from graftwood.runtime import place
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast
 from graftwood.training import run_folder
-from graftwood.tuning import execute, prepare, preview
+from graftwood.tuning import execute
 
 
 @dataclass
@@ -133,7 +135,7 @@ def load(
 
 def tune(
     model: Model | str,
-    data: str | Path | Sequence[Mapping[str, Any]],
+    data: str | Path | Sequence[str | Path] | Sequence[Mapping[str, Any]],
     *,
     resume: bool = False,
     quiet: bool = False,
@@ -141,15 +143,19 @@ def tune(
 ) -> Run:
     """Tune a model on rows (a file, a folder or a list of dictionaries) and report what it gained, kept and memorised.
 
+    Several files or folders make a mixture, each one a task.
+
     `options` are the keys of a run file, see `RunConfig`; keys it does not have go to the technique (`rank=32`).
     Raises: DataError for bad rows, ConfigError for bad options.
     """
-    rows = None if isinstance(data, (str, Path)) else data
+    given = [data] if isinstance(data, (str, Path)) else data
+    files = [str(one) for one in given if isinstance(one, (str, Path))]
+    rows = None if files else cast("Sequence[Mapping[str, Any]]", data)
     own = {key: value for key, value in options.items() if key not in RunConfig.model_fields}
     known = {key: value for key, value in options.items() if key in RunConfig.model_fields}
     known["options"] = {**known.get("options", {}), **own}
     source = model if isinstance(model, str) else model.base.source
-    config = resolve(None, known | {"model": source, "data": str(data) if rows is None else IN_MEMORY})
+    config = resolve(None, known | {"model": source, "data": files or IN_MEMORY})
     opened = model if isinstance(model, Model) else None
     return run(config, Display(quiet), resume, opened, rows)
 
@@ -162,13 +168,14 @@ def run(
     rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> Run:
     """One run from a resolved configuration; what can be checked without the model is checked before it is opened."""
-    out = run_folder(config.out, config.data, resume)
+    out = run_folder(config.out, config.sources, resume)
     drafted = draft(config, rows, _outline(config, model))
     model = model or load(config.model, device=config.device, dtype=config.dtype)
     quantise(model.base.decoder, config.base_precision)
     job = prepare(drafted, model.base, display)
     preview(job, display)
-    card = execute(job, out, display, resume)
+    work = execute_sequence if config.sequence else execute_each if config.each else execute
+    card = work(job, out, display, resume)
     if card.choice is not None and card.choice.dial is None:
         model.base.decoder.take_off()
         model.changed()
@@ -198,14 +205,14 @@ def pretrain_with(config: PretrainConfig, display: Display, resume: bool = False
 
     Raises: DataError for a corpus that cannot be used, ConfigError for options that do not fit.
     """
-    out = run_folder(config.out, config.data, resume)
+    out = run_folder(config.out, [config.data], resume)
     job = pretraining.prepare(config, _continued(config), out, display)
     return pretraining.execute(job, pretraining.preview(job, display), out, display, resume)
 
 
 def dry_pretrain(config: PretrainConfig, display: Display) -> Forecast:
     """What pre-training would do and take; the corpus is prepared, nothing is trained."""
-    out = run_folder(config.out, config.data, resume=False)
+    out = run_folder(config.out, [config.data], resume=False)
     return pretraining.preview(pretraining.prepare(config, _continued(config), out, display), display)
 
 

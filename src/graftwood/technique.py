@@ -114,7 +114,8 @@ class Technique(BaseModel, ABC):
         """
         if not self.starts_at_base:
             raise ConfigError(f"{self.name} does not begin at the base, so there is no way from it to go back on")
-        for name, parameter in decoder.trained().items():
+        for name in end:
+            parameter = decoder.get_parameter(name)
             parameter.copy_(end[name] if alpha == 1 else torch.lerp(start[name], end[name], alpha))
 
     def rates(self, decoder: Decoder) -> dict[str, float]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,61 @@ from pydantic import BaseModel
 
 from graftwood.checkpoint import step_folders
 from graftwood.config import read_config
+from graftwood.data.mixture import weighted
 from graftwood.errors import ConfigError, StorageError
 from graftwood.evals.card import Cost, CurvePoint
 from graftwood.evals.picture import png
 from graftwood.evals.svg import curve_svg
 from graftwood.files import atomic_write, storage
+from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display
 from graftwood.runtime import machine, peak_memory_bytes
-from graftwood.train.loop import Evaluated, Stepped, Trainer
+from graftwood.train.loop import Evaluated, Progress, Stepped, Trainer
 
+SEQUENCE = "sequence"  # the folder of tasks that were learned one after another
 _FREE = ("out", "device")  # what a resumed run may change
 
 
-def run_folder(out: str | None, data: str, resume: bool) -> Path:
+@dataclass(frozen=True)
+class Trained:
+    """What training did: how far it came, how many parameters it moved, passes over the rows, the curve."""
+
+    progress: Progress
+    parameters: int
+    epochs: float
+    curve: tuple[CurvePoint, ...]
+
+    @classmethod
+    def by(cls, trainer: Trainer, curve: tuple[CurvePoint, ...]) -> Trained:
+        """What one trainer has done."""
+        progress = trainer.progress
+        epochs = progress.step / trainer.order.steps_per_epoch
+        return cls(progress, count_parameters(trainer.trained.values()), epochs, curve)
+
+    def then(self, after: Trained) -> Trained:
+        """This and what was trained after it, on other rows, as one."""
+        one, two = self.progress, after.progress
+        progress = replace(
+            two,
+            step=one.step + two.step,
+            tokens=one.tokens + two.tokens,
+            answer_tokens=one.answer_tokens + two.answer_tokens,
+            train_seconds=one.train_seconds + two.train_seconds,
+            best_step=one.step + two.best_step,
+        )
+        moved = [
+            point.model_copy(update={"step": one.step + point.step, "tokens": one.tokens + point.tokens})
+            for point in after.curve
+        ]
+        return Trained(progress, self.parameters, max(self.epochs, after.epochs), (*self.curve, *moved))
+
+
+def run_folder(out: str | None, sources: Sequence[str], resume: bool) -> Path:
     """Where a run goes. Raises: ConfigError when the folder holds a run and resuming was not asked for."""
-    folder = Path(out) if out else Path("runs") / Path(data).name.removesuffix(".jsonl")
-    used = (folder / "metrics.jsonl").exists() or bool(step_folders(folder / "checkpoints"))
+    name = "+".join(Path(weighted(source)[0]).name.removesuffix(".jsonl") for source in sources)
+    folder = Path(out) if out else Path("runs") / name[:100]
+    traces = ("metrics.jsonl", SEQUENCE)
+    used = any((folder / name).exists() for name in traces) or bool(step_folders(folder / "checkpoints"))
     if used and not resume:
         raise ConfigError(f"{folder} already holds a run; go on with --resume, or give another folder with --out")
     if resume and not used:
@@ -84,7 +124,8 @@ def drive(
 def _logged(event: Stepped | Evaluated, trainer: Trainer) -> dict[str, Any]:
     """One line of `metrics.jsonl`, under the names that transformers' users know."""
     if isinstance(event, Evaluated):
-        return {"step": event.step, "eval_loss": event.valid_loss, "drift": event.drift, "best": event.best}
+        tasks = {f"eval_{task}_loss": loss for task, loss in event.tasks.items()}
+        return {"step": event.step, "eval_loss": event.valid_loss, **tasks, "drift": event.drift, "best": event.best}
     held = {"anchor_loss": event.held} if event.held else {}
     return held | {
         "step": event.step,
@@ -147,9 +188,8 @@ def _interruptible(trainer: Trainer, display: Display) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def cost(trainer: Trainer, report_seconds: float) -> Cost:
+def cost(progress: Progress, report_seconds: float) -> Cost:
     """What a run took, for its report card."""
-    progress = trainer.progress
     return Cost(
         train_seconds=progress.train_seconds,
         report_seconds=report_seconds,

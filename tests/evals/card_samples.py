@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from graftwood.evals.card import (
     Card,
+    Cell,
     Chosen,
     Compared,
     Cost,
     CurvePoint,
     Estimate,
+    Figure,
     Gained,
     Kept,
+    Learner,
+    Matrix,
     Memory,
     Sample,
     Skill,
+    TaskGained,
 )
 
 GONE = Estimate(value=None, note="switched off")
@@ -49,6 +54,32 @@ def skill(
     return Skill(measure=measure, kind=kind, chance=chance, lost=lost, won=won, counted=counted, kept=kept)
 
 
+def task(name: str, headline: Compared, base: float, tuned: float) -> TaskGained:
+    loss = compared("answer_loss", "answer loss", base, tuned, 0.08, "nats")
+    return TaskGained(task=name, gained=Gained(rows=48, split="test", measures=(headline, loss)))
+
+
+def matrix(tasks: tuple[str, ...], names: tuple[str, ...]) -> Matrix:
+    """Every learner is a little better than the one before."""
+    learners = tuple(
+        Learner(
+            name=name,
+            cells=tuple(
+                Cell(
+                    loss=measured(2.0 - 0.2 * place + column), gain=measured(0.1 * place - 0.1, 0.05) if place else GONE
+                )
+                for column in range(len(tasks))
+            ),
+        )
+        for place, name in enumerate(names)
+    )
+    figures = (
+        Figure(name="BWT", title="backward transfer", value=measured(-0.031, 0.01)),
+        Figure(name="FWT", title="forward transfer", value=GONE),
+    )
+    return Matrix(against="the base", tasks=tasks, learners=learners, figures=figures)
+
+
 def full_card() -> Card:
     steps = range(0, 161, 20)
     return Card(
@@ -67,6 +98,11 @@ def full_card() -> Card:
                 compared("fields", "fields right", 0.412, 0.951, 0.02),
             ),
         ),
+        tasks=(
+            task("invoices", compared("exact_match", "exact match", 0.02, 0.91), 2.1, 0.28),
+            task("receipts", compared("rouge_l", "ROUGE-L", 0.312, 0.305), 1.4, 1.39),
+        ),
+        matrix=matrix(("invoices", "receipts"), ("base", "after invoices", "after receipts")),
         kept=Kept(
             kept=Estimate(value=0.976, low=0.959, high=0.992, n=2000),
             worst="followed",
@@ -160,6 +196,7 @@ def bare_card() -> Card:
             "gained": full.gained.model_copy(
                 update={"measures": tuple(m.model_copy(update=blank) for m in full.gained.measures)}
             ),
+            "tasks": (TaskGained(task="nothing", gained=Gained(rows=0, split="valid", measures=())),),
             "kept": full.kept.model_copy(
                 update={
                     "kept": GONE,
@@ -202,6 +239,8 @@ def floor_card() -> Card:
         update={
             "data_rows": {"train": 1},
             "gained": Gained(rows=1, split="test", measures=(measure,)),
+            "tasks": (),
+            "matrix": None,
             "kept": full.kept.model_copy(update={"kept": zero, "skills": (), "worst": "nothing is left"}),
             "memory": full.memory.model_copy(update={"verdict": "severe", "ratio": measured(9.0), "extractable": one}),
             "chosen": full.chosen.model_copy(update={"best_step": 1, "steps": 1, "epochs": 1.0}),
@@ -228,6 +267,11 @@ def hostile_card() -> Card:
             "data_rows": {text: 10**9},
             "warnings": (text,) * 5,
             "gained": Gained(rows=10**9, split=text, measures=measures),
+            "matrix": matrix((text,) * 9, (text,) * 4),
+            "tasks": tuple(
+                TaskGained(task=f"{text}{i}", gained=Gained(rows=10**9, split=text, measures=measures))
+                for i in range(5)
+            ),
             "kept": full.kept.model_copy(
                 update={"skills": skills * 3, "worst": "followed", "probe": text, "kept": measured(1.42, 0.3)}
             ),

@@ -25,10 +25,12 @@ from graftwood.checkpoint import load_step, step_folders
 from graftwood.config import PretrainConfig, RunConfig
 from graftwood.corpora import prepare_corpus
 from graftwood.draft import draft
+from graftwood.evals import judge
+from graftwood.job import prepare
 from graftwood.model.expected import expect
 from graftwood.progress import Display
 from graftwood.runtime import Place
-from graftwood.tuning import _train, prepare
+from graftwood.tuning import teach_all
 
 ROWS = [
     {"prompt": f"what is {n} and {n}", "completion": f"the answer is {'here ' * (n % 5)}{2 * n}"} for n in range(40)
@@ -44,13 +46,21 @@ def tuning(folder: Path) -> Train:
     """A tuning run that is ready to start; every child starts from it as a new process would."""
     options = {"rank": 4, "dropout": 0.3}
     config = RunConfig(
-        data="rows", model=str(folder), lr=0.01, batch=4, epochs=3.0, save_seconds=1e-9, evaluations=9, options=options
+        data="rows",
+        model=str(folder),
+        technique="lora",
+        lr=0.01,
+        batch=4,
+        epochs=3.0,
+        save_seconds=1e-9,
+        evaluations=9,
+        options=options,
     )
     base = open_base(str(folder), Place(torch.device("cpu"), torch.float32))
     job = prepare(draft(config, ROWS), base, QUIET)
     ids = torch.randint(0, 320, (6, 16), generator=torch.Generator().manual_seed(0))
     probe = expect(base.decoder, ids)
-    return lambda out: _train(job, probe, out, QUIET, resume=True)
+    return lambda out: teach_all(job, judge.drift_gauge(base, probe), out, QUIET, resume=True)
 
 
 def pretraining_(folder: Path) -> Train:

@@ -23,7 +23,7 @@ from graftwood.model.decoder import Decoder
 from graftwood.model.expected import likeliest
 from graftwood.technique import TECHNIQUES
 from graftwood.train.below import rows_kept
-from graftwood.train.loop import Stepped, Trainer
+from graftwood.train.loop import Stepped, Trainer, way_back
 from graftwood.train.loss import CHUNK, Divergence, summed
 
 # What makes an entry hold hard on a tiny model, and what makes it not hold at all.
@@ -70,7 +70,7 @@ def trained(folder: Path, out: Path, technique: str, given: list[Anchor]) -> tup
         pass
     for anchor in given:
         if anchor.dial != 1:
-            trainer.way(tiny.technique(technique))(anchor.dial)
+            way_back(trainer.decoder, tiny.technique(technique), trainer.folder)(anchor.dial)
     return base, {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
 
 
@@ -109,7 +109,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(name: str, folder: Path, 
     for _ in second.run():
         pass
     if anchor.dial != 1:
-        second.way(tiny.technique("lora"))(anchor.dial)
+        way_back(second.decoder, tiny.technique("lora"), second.folder)(anchor.dial)
     assert all(torch.equal(whole[key], parameter) for key, parameter in second.trained.items())
 
 
@@ -131,7 +131,7 @@ def test_the_dials_ends_are_exact(technique: str, folder: Path, tmp_path: Path) 
     with torch.no_grad():
         untouched = open_base(str(folder), CPU).decoder(ids)
         end = {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
-        go = trainer.way(tiny.technique(technique))
+        go = way_back(trainer.decoder, tiny.technique(technique), trainer.folder)
         go(1.0)
         assert all(torch.equal(end[name], parameter) for name, parameter in trainer.trained.items())
         tuned = base.decoder(ids)
@@ -149,7 +149,7 @@ def test_the_way_of_lora_is_straight_in_its_update(folder: Path, tmp_path: Path)
         pass
     (linear, *_) = base.decoder.linears().values()
     whole = linear.delta.merged(linear) - linear.weight
-    trainer.way(tiny.technique("lora"))(0.3)
+    way_back(trainer.decoder, tiny.technique("lora"), trainer.folder)(0.3)
     torch.testing.assert_close(linear.delta.merged(linear) - linear.weight, 0.3 * whole)
 
 
@@ -158,7 +158,7 @@ def test_what_does_not_begin_at_the_base_has_no_dial(technique: str, folder: Pat
     base, trainer = made(folder, tmp_path, technique, [])
     trainer.save()
     with pytest.raises(ConfigError, match=f"{technique} does not begin at the base"):
-        trainer.way(tiny.technique(technique))(0.5)
+        way_back(trainer.decoder, tiny.technique(technique), trainer.folder)(0.5)
     (problem,) = ANCHORS.get("interpolate").parse({}).problems(tiny.technique(technique), base.decoder)
     assert technique in problem
 

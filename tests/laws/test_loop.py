@@ -29,13 +29,14 @@ from graftwood.data.batch import Examples, Order, pack
 from graftwood.data.encode import Example
 from graftwood.draft import draft
 from graftwood.errors import ConfigError, StorageError
+from graftwood.job import prepare
 from graftwood.model.decoder import Decoder
 from graftwood.progress import Display
 from graftwood.technique import TECHNIQUES
 from graftwood.train.loop import Evaluated, NonFiniteLossError, Plan, Stepped, Trainer, mean_loss
 from graftwood.train.loss import CHUNK, summed_loss, token_losses
 from graftwood.train.optim import schedule
-from graftwood.tuning import execute, prepare
+from graftwood.tuning import execute
 
 techniques = pytest.mark.parametrize("name", TECHNIQUES.names())
 
@@ -284,7 +285,7 @@ def test_a_run_with_other_options_of_its_technique_is_not_resumed(
     rows = [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(12)]
     out = tmp_path / "run"
     out.mkdir()
-    config = RunConfig(data="rows", model=str(folder), options={"alpha": 16})
+    config = RunConfig(data="rows", model=str(folder), technique="lora", options={"alpha": 16})
     job = prepare(draft(config, rows), open_base(str(folder), CPU), Display(quiet=True))
     save_toml(job.config.model_copy(update={"options": {"alpha": 8}}), out / "run.toml")
     with pytest.raises(

@@ -13,7 +13,8 @@ def recipe(config: RunConfig) -> tuple[RunConfig, dict[str, str]]:
     """A run whose technique is decided, with the reasons of what was; whatever was given stays."""
     if config.technique != AUTO:
         return config.model_copy(update={"keep": config.keep or NONE}), {}
-    keep = config.keep or KEEP
+    apart = config.each or config.sequence  # what tasks do to each other is measured on models that go all the way
+    keep = config.keep or (NONE if apart else KEEP)
     decided: dict[str, object] = {"technique": "lora", "keep": keep}
     reasons = {"technique": "LoRA: learns what full tuning does at a fraction of its memory (LoRA Without Regret)"}
     if keep != NONE and not config.anchors:

@@ -5,7 +5,7 @@ Letters: N tokens of all documents together, M predictions that count.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -122,6 +122,14 @@ class Order:
         rows: list[int] = order[index * self.batch : (index + 1) * self.batch].tolist()
         return rows
 
+    def tokens(self, sizes: NDArray[np.int64]) -> int:
+        """Tokens of the whole run, from those of every row."""
+        return round(int(sizes.sum()) * self.steps / self.steps_per_epoch)
+
+    def drawn(self, step: int) -> dict[str, int]:
+        """Rows of each task that the steps before `step` have drawn; nothing where all rows are alike."""
+        return {}
+
 
 @lru_cache(maxsize=1)  # one epoch's; a corpus has millions of rows
 def _permutation(rows: int, seed: int) -> Tensor:
@@ -141,6 +149,10 @@ class Rows(Protocol):
     @property
     def sizes(self) -> NDArray[np.int64]:
         """Tokens of every row."""
+
+    @property
+    def tasks(self) -> Mapping[str, Sequence[int]]:
+        """Row numbers by task; of one task without a name where rows know none."""
 
     def __len__(self) -> int: ...
 
@@ -163,6 +175,9 @@ class Examples:
     def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = examples
         self.sizes = np.array([len(example.ids) for example in examples], dtype=np.int64)
+        self.tasks: dict[str, list[int]] = {}
+        for row, example in enumerate(examples):
+            self.tasks.setdefault(example.row.task, []).append(row)
 
     def __len__(self) -> int:
         return len(self._examples)

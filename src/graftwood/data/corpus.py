@@ -161,6 +161,7 @@ class Windows:
         self._count = 1 + max(0, -(-(length - 1 - size) // stride))
         self.sizes: Ints = np.full(self._count, size, dtype=np.int64)
         self.sizes[-1] = min(size, length - 1 - (self._count - 1) * stride)
+        self.tasks = {"": range(self._count)}
 
     def __len__(self) -> int:
         return self._count

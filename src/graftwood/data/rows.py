@@ -51,7 +51,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Row:
-    """One example. A `text` row keeps its text in `completion` and has no prompt; `line` counts from 1."""
+    """One example. A `text` row keeps its text in `completion` and has no prompt; `line` counts from 1.
+
+    `task` is the name of its task where a run has several.
+    """
 
     kind: Literal["chat", "completion", "text"]
     turns: tuple[Turn, ...] = ()
@@ -60,6 +63,7 @@ class Row:
     references: tuple[str, ...] = ()
     file: str = ""
     line: int = 0
+    task: str = ""
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -46,6 +46,44 @@ class Gained(Record):
     measures: tuple[Compared, ...]
 
 
+class TaskGained(Record):
+    """What was gained on one task of several."""
+
+    task: str
+    gained: Gained
+
+
+class Cell(Record):
+    """A model on a task: its answer loss in nats, and what that is better than something it is held against."""
+
+    loss: Estimate
+    gain: Estimate
+
+
+class Learner(Record):
+    """One model on every task."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+
+class Figure(Record):
+    """A number made from a matrix, in nats; higher is better."""
+
+    name: str
+    title: str
+    value: Estimate
+
+
+class Matrix(Record):
+    """Models by tasks. `against` says what a cell's gain is measured from."""
+
+    against: str
+    tasks: tuple[str, ...]
+    learners: tuple[Learner, ...]
+    figures: tuple[Figure, ...] = ()
+
+
 class Skill(Record):
     """One ability of the base, before and after. `counted` is false where the base has no room above chance.
 
@@ -201,6 +239,8 @@ class Card(Record):
     data_rows: dict[str, int]
     warnings: tuple[str, ...]
     gained: Gained
+    tasks: tuple[TaskGained, ...] = ()
+    matrix: Matrix | None = None
     kept: Kept
     memory: Memory
     chosen: Chosen

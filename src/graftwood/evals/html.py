@@ -6,7 +6,21 @@ from collections.abc import Iterable
 from html import escape
 
 from graftwood.evals import words
-from graftwood.evals.card import Card, Choice, Chosen, Compared, Cost, Estimate, Gained, Memory, Sample, Skill
+from graftwood.evals.card import (
+    Card,
+    Cell,
+    Choice,
+    Chosen,
+    Compared,
+    Cost,
+    Estimate,
+    Gained,
+    Matrix,
+    Memory,
+    Sample,
+    Skill,
+    TaskGained,
+)
 from graftwood.evals.html_style import CSS
 from graftwood.evals.lights import lights
 from graftwood.evals.svg import curve_svg, skills_svg
@@ -44,6 +58,8 @@ def card_html(card: Card) -> str:
         f"<header><h1>{title}</h1><p class=soft>{' · '.join(map(_text, about))}</p>{warnings}</header>",
         _summary(card),
         _gained(card.gained),
+        _tasks(card.tasks),
+        _matrix(card.matrix),
         _kept(card),
         *([] if card.choice is None else [_choice(card.choice)]),
         _memory(card.memory),
@@ -140,6 +156,40 @@ def _gained(gained: Gained) -> str:
     line = f"On {words.plural(gained.rows, 'row')} it was not trained on ({gained.split})."
     table = _table(("measure", "base", "tuned", "change"), rows) if gained.measures else "<p>No measure was taken.</p>"
     return _section("Gained", f"<p>{_text(line)}</p>", table, accent="gained")
+
+
+def _tasks(tasks: tuple[TaskGained, ...]) -> str:
+    if not tasks:
+        return ""
+    rows = (
+        (
+            f"{_text(given.task)}<br><small>{_text(words.plural(given.gained.rows, 'row'))}, "
+            f"{_text(given.gained.split)}</small>",
+            _text(words.titled(m)),
+            _estimate(m.base, m.unit, items=False),
+            _estimate(m.tuned, m.unit, items=False),
+            _change(m),
+        )
+        for given in tasks
+        for m in words.task_measures(given)
+    )
+    table = _table(("task", "measure", "base", "tuned", "change"), rows)
+    return _section("Tasks", "<p>Each task on rows of its own.</p>", table, accent="gained")
+
+
+def _matrix(matrix: Matrix | None) -> str:
+    if matrix is None:
+        return ""
+    rows = ((_text(learner.name), *map(_cell, learner.cells)) for learner in matrix.learners)
+    figures = "".join(f"<p>{_text(words.figure_line(figure))}</p>" for figure in matrix.figures)
+    table = _table(("", *matrix.tasks), rows)
+    return _section("Models by tasks", f"<p>{_text(words.matrix_line(matrix))}.</p>", table, figures, accent="gained")
+
+
+def _cell(given: Cell) -> str:
+    behind = "" if given.gain.value is None else f"<br><small>{_text(words.interval(given.gain, 'nats', change=True))}"
+    shown = f"<span class={words.cell_direction(given)}>{_text(words.cell(given))}</span>"
+    return shown + (f"{behind}</small>" if behind else "")
 
 
 def _kept(card: Card) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from graftwood.data.encode import Encoder, Example, answer_text
 from graftwood.data.rows import Row
 from graftwood.evals import skills, stats
 from graftwood.evals.asking import Scores
-from graftwood.evals.card import Compared, Gained, Kept, Memory, Sample
+from graftwood.evals.card import Compared, Gained, Kept, Memory, Sample, TaskGained
 from graftwood.evals.memorisation import memory
 from graftwood.evals.metrics import METRICS, best_over_references, headline
 from graftwood.evals.retention import WINDOWS, Moved, compare
@@ -24,29 +24,46 @@ from graftwood.model.expected import Expected
 from graftwood.samples import LENGTH
 
 ANSWERED_ROWS, MEMORY_ROWS, SAMPLES = 100, 64, 4
+FEWEST = 48  # rows of each task, where several share what is measured
 
 
 @dataclass(frozen=True)
 class Paper:
     """The exam of one run: the same rows are put to the base and to the tuned model.
 
-    `heldout` are examples for GAINED from the split called `split`; `asked` are those of their rows that have a prompt,
-    which plain text has not. `train` and `valid` are equally many examples for MEMORY; `limit` bounds an answer in
-    tokens.
+    `heldout` are examples for GAINED, from the split that `splits` names for their task; `asked` are those of their
+    rows that have a prompt, which plain text has not. `train` and `valid` are equally many examples of each task for
+    MEMORY; `limits` bound an answer of each task in tokens. Rows of a task stand together.
     """
 
-    split: str
+    splits: dict[str, str]
     heldout: tuple[Example, ...]
     asked: tuple[Row, ...]
     train: tuple[Example, ...]
     valid: tuple[Example, ...]
-    limit: int
+    limits: dict[str, int]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that have rows for GAINED."""
+        return tuple(dict.fromkeys(example.row.task for example in self.heldout))
+
+    @property
+    def split(self) -> str:
+        """Where the rows for GAINED come from."""
+        return " and ".join(sorted(set(self.splits.values())))
 
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 over everything that is put to a model."""
         parts = [[(e.ids, e.answer) for e in part] for part in (self.heldout, self.train, self.valid)]
-        return sha256_text(repr(parts), repr([row.parts for row in self.asked]), str(self.limit))
+        return sha256_text(repr(parts), repr([row.parts for row in self.asked]), repr(self.limits))
+
+    def alone(self, task: str) -> Paper:
+        """What of GAINED is about one task."""
+        heldout = tuple(example for example in self.heldout if example.row.task == task)
+        asked = tuple(row for row in self.asked if row.task == task)
+        return replace(self, splits={task: self.splits[task]}, heldout=heldout, asked=asked)
 
 
 @dataclass(frozen=True)
@@ -63,20 +80,28 @@ class Sheet:
 def set_paper(
     encoder: Encoder, train: Sequence[Example], valid: Sequence[Example], test: Sequence[Example], seed: int
 ) -> Paper:
-    """Choose what is measured: test rows where there are any, else validation rows; a seeded sample where many."""
+    """Choose what is measured of each task: test rows where there are any, else validation rows; a sample where many.
+
+    What is measured in all is shared among the tasks, down to `FEWEST` rows for GAINED.
+    """
     generator = random.Random(seed)
-    source, split = (test, "test") if test else (valid, "valid")
-    heldout = tuple(_some(source, ANSWERED_ROWS, generator))
-    count = min(len(train), len(valid), MEMORY_ROWS)
-    longest = max((len(encoder.tokenizer.encode(answer_text(example.row))) for example in train), default=64)
-    return Paper(
-        split,
-        heldout,
-        tuple(example.row for example in heldout if example.row.asked),
-        tuple(_some(train, count, generator)),
-        tuple(_some(valid, count, generator)),
-        limit=min(longest + longest // 4 + 8, 256),
-    )
+    tasks = list(dict.fromkeys(example.row.task for example in train)) or [""]
+    answered = ANSWERED_ROWS if len(tasks) == 1 else max(FEWEST, ANSWERED_ROWS // len(tasks))
+    splits, limits = {}, {}
+    heldout: list[Example] = []
+    seen: list[Example] = []
+    unseen: list[Example] = []
+    for task in tasks:
+        trained, validated, tested = ([e for e in part if e.row.task == task] for part in (train, valid, test))
+        source, splits[task] = (tested, "test") if tested else (validated, "valid")
+        heldout += _some(source, answered, generator)
+        count = min(len(trained), len(validated), max(1, MEMORY_ROWS // len(tasks)))
+        seen += _some(trained, count, generator)
+        unseen += _some(validated, count, generator)
+        longest = max((len(encoder.tokenizer.encode(answer_text(example.row))) for example in trained), default=64)
+        limits[task] = min(longest + longest // 4 + 8, 256)
+    asked = tuple(example.row for example in heldout if example.row.asked)
+    return Paper(splits, tuple(heldout), asked, tuple(seen), tuple(unseen), limits)
 
 
 def sit(
@@ -89,7 +114,9 @@ def sit(
     """Put the paper to the model as it stands now."""
     encoder = base.encoder()
     note("held-out rows")
-    said = answers(engine, [encoder.prompt(row) for row in paper.asked], paper.limit)
+    said = []
+    for task, limit in paper.limits.items():
+        said += answers(engine, [encoder.prompt(row) for row in paper.asked if row.task == task], limit)
     losses = answer_losses(base.decoder, paper.heldout)
     note("rows of the training set")
     train, valid = answer_losses(base.decoder, paper.train), answer_losses(base.decoder, paper.valid)
@@ -102,7 +129,7 @@ def work(base: Base, paper: Paper) -> tuple[int, int]:
     encoder = base.encoder()
     read += sum(len(encoder.prompt(row)) for row in paper.asked)
     read += sum(len(e.ids) for part in (paper.heldout, paper.train, paper.valid) for e in part)
-    return read + WINDOWS * LENGTH, written + len(paper.asked) * paper.limit
+    return read + WINDOWS * LENGTH, written + sum(paper.limits[row.task] for row in paper.asked)
 
 
 def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:
@@ -130,6 +157,23 @@ def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:
         )
     measures.append(_loss_measure(before.losses, after.losses))
     return Gained(rows=len(paper.heldout), split=paper.split, measures=tuple(measures))
+
+
+def gained_by_task(paper: Paper, before: Sheet, after: Sheet) -> tuple[TaskGained, ...]:
+    """GAINED of each task alone, where there are several."""
+    if len(paper.limits) == 1:
+        return ()
+    return tuple(
+        TaskGained(task=task, gained=gained(paper.alone(task), *(_alone(paper, task, s) for s in (before, after))))
+        for task in paper.tasks
+    )
+
+
+def _alone(paper: Paper, task: str, sheet: Sheet) -> Sheet:
+    """What a sheet says of GAINED of one task."""
+    said = tuple(text for text, row in zip(sheet.said, paper.asked, strict=True) if row.task == task)
+    losses = [loss for loss, example in zip(sheet.losses, paper.heldout, strict=True) if example.row.task == task]
+    return replace(sheet, said=said, losses=losses)
 
 
 def kept(before: Sheet, after: Sheet, moved: Moved, probe: Expected) -> Kept:
@@ -176,11 +220,7 @@ def drift_gauge(base: Base, probe: Expected, windows: int = 4) -> Callable[[], f
 
 def _loss_measure(before: Sequence[tuple[float, int]], after: Sequence[tuple[float, int]]) -> Compared:
     """Answer loss pooled over tokens: rows are resampled, their tokens move together."""
-
-    def pooled(losses: Sequence[tuple[float, int]]) -> stats.Pooled:
-        return stats.Pooled(np.array([total for total, _ in losses]), np.array([count for _, count in losses]))
-
-    b, a = pooled(before), pooled(after)
+    b, a = stats.Pooled.sums(before), stats.Pooled.sums(after)
     return Compared(
         name="answer_loss",
         title="answer loss",

@@ -42,6 +42,12 @@ class Pooled:
         totals, counts = (np.bincount(owner, weights).astype(np.float64) for weights in (data, None))
         return cls(totals, counts)
 
+    @classmethod
+    def sums(cls, pairs: Sequence[tuple[float, int]]) -> Pooled:
+        """Units that come as (sum, count)."""
+        totals, counts = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+        return cls(totals, counts)
+
     @property
     def value(self) -> float:
         """The mean over all items."""
@@ -70,6 +76,15 @@ class Pooled:
 def mean(values: Sequence[float] | Array, units: Sequence[object] | None = None) -> Estimate:
     """The mean of items with its interval, whole groups of equal `units` drawn together. `n` counts items."""
     return Pooled.of(values, units).mean().model_copy(update={"n": len(values)})
+
+
+def mean_of_means(groups: Sequence[Pooled]) -> Estimate:
+    """The mean of the means of independent groups, every group counting the same. `n` counts units."""
+    units = sum(int(group.totals.size) for group in groups)
+    if not groups or any(group.totals.size < 2 for group in groups):
+        return Estimate(value=None, n=units, note="fewer than two rows in a group")
+    drawn = np.mean([group.resampled(stream) for stream, group in enumerate(groups)], axis=0)
+    return _estimate(float(np.mean([group.value for group in groups])), drawn, units)
 
 
 def ratio_of_sums(

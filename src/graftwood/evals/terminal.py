@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graftwood.evals import words
-from graftwood.evals.card import Card, Choice, Gained, Kept, Sample, Skill
+from graftwood.evals.card import Card, Choice, Gained, Kept, Matrix, Sample, Skill, TaskGained
 from graftwood.evals.lights import COLOURS, lights
 
 SAMPLES, SAMPLE_TEXT = 2, 160
@@ -38,6 +38,10 @@ def _parts(card: Card) -> list[RenderableType]:
     body.add_column(width=7, no_wrap=True)
     body.add_column(ratio=1)
     body.add_row(_name("GAINED"), _gained(card.gained))
+    if card.tasks:
+        body.add_row(Text("TASKS", f"bold {words.ACCENTS['GAINED']}"), _tasks(card.tasks))
+    if card.matrix is not None:
+        body.add_row(Text("MATRIX", f"bold {words.ACCENTS['GAINED']}"), matrix_table(card.matrix))
     body.add_row(_name("KEPT"), _kept(card.kept))
     if card.choice is not None:
         body.add_row(Text("BUDGET", "bold"), _budget(card.choice))
@@ -60,6 +64,35 @@ def _gained(gained: Gained) -> RenderableType:
     for measure in gained.measures[1:]:
         lines.append(Text(words.measure_line(measure), _MOVED[words.direction(measure)]))
     return Group(*lines, "")
+
+
+def _tasks(tasks: tuple[TaskGained, ...]) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("task", max_width=16, overflow="ellipsis", no_wrap=True)
+    table.add_column("measure", max_width=14)
+    table.add_column("base → tuned", no_wrap=True)
+    table.add_column("change (95% CI)", max_width=21)
+    for given in tasks:
+        name = words.one_line(given.task)
+        for measure in words.task_measures(given):
+            change = "—" if measure.change.value is None else words.change(measure).replace("95% CI ", "")
+            moved = Text(change, _MOVED[words.direction(measure)])
+            table.add_row(name, words.one_line(measure.title), words.before_after(measure), moved)
+            name = ""
+    return Group(table, "")
+
+
+def matrix_table(matrix: Matrix) -> RenderableType:
+    """Models by tasks, and the figures made from them."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("", max_width=20)
+    for task in matrix.tasks:
+        table.add_column(words.one_line(task, 40), max_width=16)
+    for learner in matrix.learners:
+        cells = (Text(words.cell(given), _MOVED[words.cell_direction(given)]) for given in learner.cells)
+        table.add_row(words.one_line(learner.name, 60), *cells)
+    figures = (Text(words.figure_line(figure)) for figure in matrix.figures)
+    return Group(Text(words.matrix_line(matrix), "dim"), table, *figures, "")
 
 
 def _kept(kept: Kept) -> RenderableType:

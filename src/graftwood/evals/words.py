@@ -5,7 +5,22 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from graftwood.evals.card import Card, Choice, Chosen, Compared, Cost, Estimate, Gained, Kept, Memory, Skill
+from graftwood.evals.card import (
+    Card,
+    Cell,
+    Choice,
+    Chosen,
+    Compared,
+    Cost,
+    Estimate,
+    Figure,
+    Gained,
+    Kept,
+    Matrix,
+    Memory,
+    Skill,
+    TaskGained,
+)
 
 Unit = Literal["share", "nats", "points", "ratio"]
 ACCENTS = {"GAINED": "#15803d", "KEPT": "#1d4ed8", "MEMORY": "#7c3aed", "CHOSEN": "#b45309"}
@@ -208,6 +223,42 @@ def gained_line(gained: Gained) -> str:
     """The headline of GAINED."""
     rows = f"on {plural(gained.rows, 'row')} it was not trained on ({one_line(gained.split)})"
     return f"{measure_line(gained.measures[0])} {rows}" if gained.measures else f"nothing was measured {rows}"
+
+
+def task_measures(given: TaskGained) -> tuple[Compared, ...]:
+    """What is shown of a task: its headline and its answer loss."""
+    measures = given.gained.measures
+    return measures[:1] + tuple(measure for measure in measures[1:] if measure.name == "answer_loss")
+
+
+def matrix_line(matrix: Matrix) -> str:
+    """What the cells of a matrix are."""
+    return f"answer loss in nats, in brackets how much lower it is than that of {one_line(matrix.against)}"
+
+
+def cell(given: Cell) -> str:
+    """A loss and its gain: `1.234 (+0.021)`."""
+    if given.loss.value is None:
+        return "—"
+    gain = "" if given.gain.value is None else f" ({signed(given.gain.value, 'nats')})"
+    return bare(given.loss.value, "nats") + gain
+
+
+def cell_direction(given: Cell) -> Literal["better", "worse", "unclear"]:
+    """Which way a gain goes, as far as its interval leaves zero outside."""
+    low, high = given.gain.low, given.gain.high
+    if low is None or high is None or low <= 0 <= high:
+        return "unclear"
+    return "better" if low > 0 else "worse"
+
+
+def figure_line(figure: Figure) -> str:
+    """`BWT, backward transfer: −0.021 nats (95% CI −0.030 to −0.011)`."""
+    given = figure.value
+    if given.value is None:
+        return f"{figure.name}, {figure.title}: {missing(given)}"
+    shown, behind = signed(given.value, "nats"), interval(given, "nats", change=True)
+    return f"{figure.name}, {figure.title}: {shown} nats ({behind})"
 
 
 def kept_line(kept: Kept) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from graftwood.data.batch import Order, Rows
+from graftwood.data.batch import Rows
+from graftwood.data.mixture import order_for
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.runtime import peak_memory_bytes
 from graftwood.train.loop import Plan, optimiser_for
@@ -39,8 +40,8 @@ def forecast(decoder: Decoder, train: Rows, valid: Rows, plan: Plan) -> Forecast
 
     The optimiser steps at a rate of zero along gradients of zero, so parameters stay as they were.
     """
-    order = Order(len(train), plan.batch, plan.epochs, plan.seed)
-    tokens = round(int(train.sizes.sum()) * order.steps / order.steps_per_epoch)
+    order = order_for(train.tasks, plan.shares, plan.batch, plan.epochs, plan.seed)
+    tokens = order.tokens(train.sizes)
     longest = np.argsort(-train.sizes, kind="stable")[: plan.batch].tolist()
     sample = max(train.packs(longest, plan.token_budget), key=lambda packed: packed.tokens).to(decoder.device)
     optimiser = optimiser_for(decoder, plan)

@@ -7,14 +7,16 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from graftwood.checkpoint import Saved, load_step, save_step, step_folders
-from graftwood.data.batch import Order, Packed, Rows
+from graftwood.data.batch import Packed, Rows
+from graftwood.data.mixture import order_for
 from graftwood.errors import ConfigError, GraftError
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.runtime import seeded
@@ -36,6 +38,8 @@ class Plan:
 
     `warmup_share` and `decay_share` are of the steps: the rate rises, stays, and falls to zero; averages
     of the weights have a half-life in steps, 0 for none; `save_steps` 0 leaves checkpoints to time and evaluations.
+    `shares` are of the drawn rows by task, empty for all rows alike; `stop_on` says what picks the best evaluation:
+    the mean of the tasks' losses, or the loss of the task that has gained least since the start.
     """
 
     learning_rate: float
@@ -55,6 +59,8 @@ class Plan:
     betas: tuple[float, float] = (0.9, 0.999)
     z_loss: float = 0.0
     average_half_life: float = 0.0
+    shares: dict[str, float] = field(default_factory=dict)
+    stop_on: Literal["mean", "worst"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -76,17 +82,21 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation: validation loss (nats an answer token), drift where a gauge was given, whether it is the best."""
+    """One evaluation: validation loss (nats an answer token), drift where a gauge was given, whether it is the best.
+
+    Of several tasks the loss is the mean of theirs, which are in `tasks`.
+    """
 
     step: int
     valid_loss: float | None
     drift: float | None
     best: bool
+    tasks: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run has done so far; all of it is in a checkpoint."""
+    """What a run has done so far; all of it is in a checkpoint. `first` are the tasks' losses before the first step."""
 
     step: int = 0
     tokens: int = 0
@@ -95,6 +105,7 @@ class Progress:
     evaluations: int = 0
     best_step: int = 0
     best_loss: float | None = None
+    first: dict[str, float] = field(default_factory=dict)
     behind: int = 0
     ended: str | None = None
 
@@ -123,13 +134,16 @@ class Trainer:
         self.train = train
         self.plan = plan
         self.folder = folder
-        self.order = Order(len(train), plan.batch, plan.epochs, plan.seed)
+        self.order = order_for(train.tasks, plan.shares, plan.batch, plan.epochs, plan.seed)
         self.trained = decoder.trained()
         self.optimiser = optimiser_for(decoder, plan, rates)
         self.progress = Progress()
         self.stop = False
         self._valid_rows = valid
-        self._valid = [packed.to(decoder.device) for packed in valid.packs(range(len(valid)), plan.token_budget)]
+        self._valid = {
+            task: [packed.to(decoder.device) for packed in valid.packs(rows, plan.token_budget)]
+            for task, rows in valid.tasks.items()
+        }
         self._gauge = gauge
         self._stage = stage
         self._holds = holds
@@ -211,8 +225,9 @@ class Trainer:
         """
         self.decoder.eval()
         with self.optimiser.averaged():
-            valid = mean_loss(self.decoder, self._valid)
+            losses = {t: loss for t, part in self._valid.items() if (loss := mean_loss(self.decoder, part)) is not None}
             drift = self._gauge() if self._gauge is not None else None
+        valid = math.fsum(losses.values()) / len(losses) if losses else None
         if valid is not None and not math.isfinite(valid):
             culprits = self._culprits(self._valid_rows, range(len(self._valid_rows)))
             raise NonFiniteLossError(
@@ -221,20 +236,26 @@ class Trainer:
             )
         self.decoder.train()
         before = self.progress
-        best = valid is None or before.best_loss is None or valid < before.best_loss
+        first = before.first if before.evaluations else losses
+        judged = valid
+        if losses and self.plan.stop_on == "worst":  # losses of different tasks do not compare; what they gained does
+            judged = max(loss - first[task] for task, loss in losses.items())
+        best = judged is None or before.best_loss is None or judged < before.best_loss
         self.progress = replace(
             before,
             evaluations=before.evaluations + 1,
             best_step=before.step if best else before.best_step,
-            best_loss=valid if best else before.best_loss,
+            best_loss=judged if best else before.best_loss,
+            first=first,
             behind=0 if best else before.behind + 1,
         )
-        return Evaluated(before.step, valid, drift, best)
+        return Evaluated(before.step, valid, drift, best, losses if len(losses) > 1 else {})
 
     def save(self) -> None:
         """Write this step's folder, then drop all but the start, the newest and the best, and what a kill left over."""
         target = self.folder / f"step-{self.progress.step:06d}"
-        state = {"progress": asdict(self.progress), "plan": asdict(self.plan)}
+        drawn = self.order.drawn(self.progress.step)
+        state = {"progress": asdict(self.progress), "plan": asdict(self.plan), "drawn": drawn}
         trained = {name: parameter.detach() for name, parameter in self.trained.items()}
         save_step(target, Saved(trained, self.optimiser.tensors(), state))
         self._saved_at = time.monotonic()
@@ -261,6 +282,8 @@ class Trainer:
         }:
             counts = (count_parameters(tensors.values()) for tensors in (saved.trained, self.trained))
             odd.append("other parameters train ({:,} there, {:,} here)".format(*counts))
+        if saved.state["drawn"] != (drawn := self.order.drawn(saved.state["progress"]["step"])):
+            odd.append(f"rows drawn of each task {saved.state['drawn']} there, {drawn} here")
         if odd:
             raise ConfigError(
                 f"{folders[-1]} is of another run: {'; '.join(odd)}; give what was given there, or another folder"
@@ -277,12 +300,6 @@ class Trainer:
             self._put(saved)
             self.optimiser.restore(saved.optimiser)
         self.optimiser.swap()
-
-    def way(self, technique: Technique) -> Callable[[float], None]:
-        """How to take the decoder to a share of the way from the run's start to where it is now."""
-        start = load_step(self.folder / START).trained
-        end = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-        return lambda alpha: technique.dial(self.decoder, start, end, alpha)
 
     def _put(self, saved: Saved) -> None:
         with torch.no_grad():
@@ -333,6 +350,13 @@ class Trainer:
                 odd.append(source.place(row))
         more = f" and {len(odd) - 10} more" if len(odd) > 10 else ""
         return f"rows {', '.join(odd[:10])}{more}" if odd else "no single row (the gradient overflowed)"
+
+
+def way_back(decoder: Decoder, technique: Technique, folder: Path) -> Callable[[float], None]:
+    """How to take a decoder to a share of the way from the start of the run in `folder` to where it is now."""
+    start = load_step(folder / START).trained
+    end = {name: decoder.get_parameter(name).detach().clone() for name in start}
+    return lambda alpha: technique.dial(decoder, start, end, alpha)
 
 
 def optimiser_for(decoder: Decoder, plan: Plan, rates: Mapping[str, float] | None = None) -> Optimiser:

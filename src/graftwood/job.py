@@ -1,0 +1,192 @@
+"""A run that is ready to start: rows encoded, technique on the base, and what it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from graftwood.anchor import Anchor, Ground, narrow
+from graftwood.base import Base
+from graftwood.choose.budget import Budget
+from graftwood.config import RunConfig
+from graftwood.data.audit import audit
+from graftwood.data.batch import Examples
+from graftwood.data.encode import Example, encode_rows
+from graftwood.data.mixture import MixedOrder, order_for
+from graftwood.data.sources import Splits
+from graftwood.draft import IN_MEMORY, Draft
+from graftwood.evals import judge
+from graftwood.evals.task import Task
+from graftwood.model.decoder import count_parameters
+from graftwood.progress import Display, duration, size
+from graftwood.technique import Technique
+from graftwood.train.below import rows_kept, rows_tried
+from graftwood.train.forecast import Forecast, forecast
+from graftwood.train.hold import Hold
+from graftwood.train.loop import Plan
+
+WRITING = 2  # a token written takes about as long as so many read, where dozens of rows grow together
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to start: the technique is on the base, nothing has been trained.
+
+    `budget` and `tasks` are what must be kept and what asks for it; training begins at the block `begins`.
+    """
+
+    config: RunConfig
+    base: Base
+    technique: Technique
+    plan: Plan
+    reasons: dict[str, str]
+    anchors: tuple[Anchor, ...]
+    budget: Budget | None
+    tasks: tuple[Task, ...]
+    splits: Splits
+    train: list[Example]
+    valid: list[Example]
+    test: list[Example]
+    warnings: tuple[str, ...]
+    begins: int
+
+    @property
+    def recipe(self) -> str:
+        """Technique and anchors by name."""
+        return " + ".join((self.technique.name, *(anchor.name for anchor in self.anchors)))
+
+
+def prepare(drafted: Draft, base: Base, display: Display) -> Job:
+    """Encode the rows, say what they are, and put the technique on the base.
+
+    Raises: DataError for rows that do not fit the model, ConfigError for options that do not fit the base.
+    """
+    config, splits = _lasting(drafted.config, base), drafted.splits
+    technique = drafted.technique.read(base.tokenizer.encode)
+    encoder = base.encoder(min(config.max_length, base.decoder.context - technique.positions))
+    train, valid, test = (encode_rows(encoder, rows) for rows in (splits.train, splits.valid, splits.test))
+    technique.apply(base.decoder, config.seed)
+    begins = narrow(drafted.anchors, base.decoder)
+    warnings = _describe(display, splits, train, [*valid, *test], encoder.max_length)
+    warnings += _describe_mixture(display, train, drafted.plan)
+    chosen = drafted.plan, drafted.reasons, drafted.anchors, drafted.budget, drafted.tasks
+    return Job(config, base, technique, *chosen, splits, train, valid, test, warnings, begins)
+
+
+def _lasting(config: RunConfig, base: Base) -> RunConfig:
+    """The configuration with every path whole, so that its run file works from any folder."""
+    whole: dict[str, object] = {
+        key: str(Path(path).resolve()) for key in ("valid", "test") if (path := getattr(config, key))
+    }
+    sources = tuple(str(Path(source).resolve()) for source in config.sources)
+    if config.data != IN_MEMORY:
+        whole["data"] = sources[0] if len(sources) == 1 else sources
+    if config.skills is not None:
+        parts = [part.strip() for part in config.skills.split(",")]
+        whole["skills"] = ",".join(str(Path(part).resolve()) if Path(part).exists() else part for part in parts)
+    return config.model_copy(update=whole | {"model": base.source})
+
+
+def _describe(
+    display: Display, splits: Splits, train: Sequence[Example], heldout: Sequence[Example], limit: int
+) -> tuple[str, ...]:
+    tokens, counted = sum(len(e.ids) for e in train), sum(e.answer_tokens for e in train)
+    display.say(
+        f"data: {len(splits.train)} training, {len(splits.valid)} validation, {len(splits.test)} test rows "
+        f"({splits.shape}); {splits.rule}"
+    )
+    if splits.extras:
+        display.say(f"not read: {', '.join(splits.extras)}")
+    display.say(f"training rows hold {tokens:,} tokens, {counted:,} of them answers")
+    warnings = []
+    cut = [example for example in (*train, *heldout) if example.cut]
+    if cut:
+        lost = sum(example.cut for example in cut)
+        warnings.append(f"{len(cut)} rows are longer than {limit} tokens and lose {lost:,} tokens at their end")
+    found = audit(splits)
+    if found.exact_duplicates or found.near_duplicates or found.leaks:
+        warnings += found.lines()
+    else:
+        for line in found.lines():
+            display.say(line)
+    if not heldout:
+        warnings.append("no row is held out: nothing can be said about what was gained")
+    for warning in warnings:
+        display.say(f"warning: {warning}")
+    return tuple(warnings)
+
+
+def _describe_mixture(display: Display, train: Sequence[Example], plan: Plan) -> tuple[str, ...]:
+    order = order_for(Examples(train).tasks, plan.shares, plan.batch, plan.epochs, plan.seed)
+    if not isinstance(order, MixedOrder):
+        return ()
+    for line in order.lines():
+        display.say(line)
+    for warning in order.dry():
+        display.say(f"warning: {warning}")
+    return tuple(order.dry())
+
+
+def preview(job: Job, display: Display) -> Forecast:
+    """Say what will run, why, and what it will take."""
+    with display.stage("forecast"):
+        rows = rows_tried(job.base.decoder, job.train, job.begins)
+        expected = forecast(job.base.decoder, rows, Examples(job.valid), job.plan)
+    total = count_parameters(job.base.decoder.parameters())
+    display.say(
+        f"{job.technique.title} on {job.base.name}: {expected.trained_parameters:,} of {total:,} parameters train "
+        f"({expected.trained_parameters / total:.2%})"
+    )
+    display.say(f"learning rate {job.plan.learning_rate:g}: {job.reasons['learning rate']}")
+    display.say(
+        f"forecast: {expected.steps} steps, {expected.tokens:,} tokens at {expected.tokens_per_second:.0f} tokens/s: "
+        f"about {duration(expected.seconds)} of training, {size(expected.memory_bytes)} of memory"
+    )
+    read, written = judge.work(job.base, paper_of(job))
+    sitting = (read + WRITING * written) / expected.forward_tokens_per_second
+    if job.config.each:
+        display.say("then one adapter a task on its own rows: in all about as long again")
+    display.say(f"measuring: up to {duration(sitting)} for the tuned model, as long for the base where it is not known")
+    return expected
+
+
+def paper_of(job: Job) -> judge.Paper:
+    """What is measured before and after."""
+    encoder = job.base.encoder(job.config.max_length)
+    return judge.set_paper(encoder, job.train, job.valid, job.test, job.config.seed)
+
+
+def holds_of(job: Job, display: Display) -> list[Hold]:
+    """The anchors at work on what the decoder is now."""
+    rows = rows_kept(job.base, job.train, job.begins, display.stage)
+    ground = Ground(job.base, job.technique, rows, job.plan, display.stage)
+    return [anchor.hold(ground) for anchor in job.anchors]
+
+
+def settings_of(job: Job) -> dict[str, str]:
+    """Every setting by name, as people read it."""
+    config, plan = job.config, job.plan
+    options = job.technique.model_dump().items()
+    settings = {name: ", ".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in options}
+    settings |= {
+        "learning rate": f"{plan.learning_rate:g}",
+        "epochs": f"{config.epochs:g}",
+        "batch": f"{config.batch} rows",
+        "schedule": "linear",
+        "seed": str(config.seed),
+    }
+    if len(config.sources) > 1:
+        settings |= _mixing(config, plan)
+    return settings | {f"anchor {anchor.name}": _listed(anchor) for anchor in job.anchors}
+
+
+def _mixing(config: RunConfig, plan: Plan) -> dict[str, str]:
+    """How the tasks come together."""
+    if config.sequence:
+        return {"tasks": "one after another"}
+    return {"tasks": ", ".join(f"{task} {share:.0%}" for task, share in plan.shares.items()), "stop on": plan.stop_on}
+
+
+def _listed(anchor: Anchor) -> str:
+    return ", ".join(f"{name} {value}" for name, value in anchor.model_dump().items())

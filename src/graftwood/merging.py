@@ -1,0 +1,92 @@
+"""The verbs that hand a result over: `graft export` and `graft merge`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graftwood.errors import ConfigError
+from graftwood.flags import AdapterFlag, DeviceFlag, DtypeFlag, JsonFlag
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="folder to write")]
+Adapters = Annotated[list[Path] | None, typer.Option("--adapters", help="several adapter or run folders, to be added")]
+Weights = Annotated[list[float] | None, typer.Option("--weights", help="what each adapter counts; by default 1")]
+How = Annotated[
+    list[str] | None, typer.Option("--how", help="linear, ties, dare or cat; of several the best on --data is kept")
+]
+Density = Annotated[float, typer.Option("--density", help="share of each adapter that ties and dare keep")]
+Data = Annotated[list[str] | None, typer.Option("--data", "-d", help="rows of each adapter's task, in the same order")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command("export")(_export)
+    app.command("merge")(_merge)
+
+
+def _export(
+    model: Annotated[str, typer.Argument(help="run folder, or any model")],
+    out: Out,
+    adapter: AdapterFlag = None,
+    device: DeviceFlag = "cpu",
+    dtype: DtypeFlag = "auto",
+) -> None:
+    """Write a Hugging Face folder that transformers loads, the adapter merged in, and check it."""
+    from graftwood.handover import export
+    from graftwood.run import load
+
+    _check_empty(out)
+    difference = export(load(model, adapter, device, dtype), out)
+    print(f"{out}: written, read back, largest difference of a logit {difference:.1e}", file=sys.stderr)
+
+
+def _merge(
+    out: Out,
+    adapter: Annotated[Path | None, typer.Argument(help="adapter or run folder to fold into its base")] = None,
+    adapters: Adapters = None,
+    weights: Weights = None,
+    how: How = None,
+    density: Density = 0.5,
+    data: Data = None,
+    seed: Annotated[int, typer.Option("--seed", help="seed of what dare drops")] = 0,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="base, if it is not where it was")] = None,
+    json_: JsonFlag = False,
+    device: DeviceFlag = "cpu",
+    dtype: DtypeFlag = "auto",
+) -> None:
+    """Fold an adapter into its base as a Hugging Face folder, or add several --adapters to one adapter folder."""
+    from graftwood.compose import Sum, compose
+    from graftwood.handover import recorded_base
+    from graftwood.run import load
+
+    if (adapter is None) == (not adapters):
+        raise ConfigError("give one adapter to fold into its base, or several after --adapters to add")
+    if adapter is not None:
+        if weights or how or data:
+            raise ConfigError("--weights, --how and --data are for several --adapters")
+        _export(model or recorded_base(adapter), out, adapter, device, dtype)
+        return
+    _check_empty(out)
+    given = adapters or []
+    sum_ = Sum(tuple(weights or [1.0] * len(given)), tuple(how or ["linear"]), density, seed)
+    sum_.check(given, len(data or []))
+    base = load(model or recorded_base(given[0]), device=device, dtype=dtype).base
+    done = compose(base, given, sum_, data or [], out)
+    if json_:
+        print(json.dumps({"kept": done.how, "matrix": done.matrix and done.matrix.model_dump()}, indent=2))
+    elif done.matrix is not None:
+        from rich.console import Console
+
+        from graftwood.evals.terminal import matrix_table, print_plainly
+
+        print_plainly(matrix_table(done.matrix), Console())
+    print(f"{out}: written, {done.how} of {len(given)} adapters", file=sys.stderr)
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; give a new folder with --out")
