@@ -13,6 +13,7 @@ import pytest
 import graftwood as gw
 from conftest import CPU
 from graftwood.base import open_base
+from graftwood.choose.recipe import RACING
 from graftwood.choose.relation import read_relation
 from graftwood.cli import app, guarded
 from graftwood.errors import ConfigError, GraftError, ModelError
@@ -138,3 +139,32 @@ def test_rows_that_hold_what_measures_the_base_are_refused(folder: Path, skills:
     options = QUICK | {"held_out": 0.0, "keep": "none", "skills": str(skills), "out": str(tmp_path / "run")}
     with pytest.raises(ConfigError, match=r"hold what measures the base: data:13 holds picks.*take them out"):
         gw.tune(str(folder), rows, **options)
+
+
+def test_a_race_is_won_within_the_budget_and_goes_on_where_it_stopped(
+    folder: Path, skills: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = QUICK | {"out": str(out), "skills": str(skills), "keep": "60%", "search": True, "epochs": 12}
+    run = gw.tune(str(folder), ROWS, **options)
+    choice = run.report.choice
+    assert choice is not None
+    assert len(choice.arms) == len(RACING) - 1, "a sparse part of rank 16 does not fit this model"
+    assert sum(arm.fate.startswith("won the race") for arm in choice.arms) == 1
+    assert all(arm.tokens > 0 and arm.candidates for arm in choice.arms)
+    assert choice.tokens == sum(arm.tokens for arm in choice.arms) > choice.plain_tokens
+    if choice.dial is not None:
+        (winner,) = [arm for arm in choice.arms if arm.name == choice.shipped]
+        assert winner.settings["learning rate"] == run.report.chosen.settings["learning rate"]
+        assert gw.load(out).generate(["say the now:"], max_tokens=6) == run.model.generate(
+            ["say the now:"], max_tokens=6
+        )
+    (out / "report.json").unlink()
+    again = gw.tune(str(folder), ROWS, resume=True, **options)
+    assert again.report.choice is not None
+    assert [arm.tokens for arm in again.report.choice.arms] == [arm.tokens for arm in choice.arms]
+    assert again.report.choice.dial == choice.dial
+    assert guarded(lambda: app(["explain", str(out)], standalone_mode=False)) == 0
+    assert "dropped at 6% of its steps" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ConfigError, match="--search chooses the technique, and lora is given"):
+        gw.tune(str(folder), ROWS, **options | {"out": str(tmp_path / "other"), "technique": "lora"})

@@ -44,7 +44,7 @@ LAYERS = (
     ("job",),
     ("keeping", "continued"),
     ("tuning", "pretraining"),
-    ("apart",),
+    ("apart", "racing"),
     ("run",),
     ("evaluation",),
     ("graftwood", "handover", "compose", "cache", "flags"),

@@ -61,6 +61,7 @@ class RunConfig(BaseModel):
             description="share of the base's abilities to keep, or none; by default 95% with technique auto, else none"
         ),
     ] = None
+    search: Annotated[bool, Field(description="let several recipes race for the budget, the winner is shipped")] = False
     skills: Annotated[
         str | None,
         Field(description="what the base must keep: names, .jsonl files and folders, comma-separated; else the bundle"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from graftwood.anchor import ANCHORS, Anchor
 from graftwood.choose.budget import NONE, Budget, read_budget
 from graftwood.choose.items import leaked
-from graftwood.choose.recipe import recipe
+from graftwood.choose.recipe import AUTO, recipe
 from graftwood.config import RunConfig
 from graftwood.data.mixture import load_mixture, order_for, shares
 from graftwood.data.sources import Source, Splits, load_splits
@@ -81,7 +81,7 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
     problems: list[GraftError] = _contradictions(config)
     chosen = rows = decoder = budget = None
     tasks: tuple[Task, ...] = ()
-    config, decided = recipe(config)
+    asked, (config, decided) = config, recipe(config)
     try:
         chosen = choose(config)
     except GraftError as error:
@@ -122,6 +122,8 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
         raise ConfigError("\n  ".join((f"{len(problems)} problems:", *map(str, problems))))
     (technique, plan, reasons, anchors), (splits, given) = chosen, rows
     plan = replace(plan, shares=given)
+    if asked.search:  # what is chosen is not known yet, and the run file says no more than what was asked
+        config = asked.model_copy(update={"keep": config.keep})
     return Draft(config, technique, plan, reasons | decided, anchors, budget, tasks, splits)
 
 
@@ -161,6 +163,12 @@ def _contradictions(config: RunConfig) -> list[GraftError]:
         found.append("--sequence reads every task as often; leave out --mix-temperature and --mix-cap")
     if (config.each or config.sequence) and config.keep not in (None, NONE):
         found.append("--each and --sequence compare models that go all the way; a budget is for one: leave out --keep")
+    if config.search and config.technique != AUTO:
+        found.append(f"--search chooses the technique, and {config.technique} is given; leave one of them out")
+    if config.search and config.keep == NONE:
+        found.append("--search races for a budget; give --keep 95% or leave --keep out")
+    if config.search and (config.each or config.sequence):
+        found.append("--search looks for one model; leave out --each and --sequence")
     return list(map(ConfigError, found))
 
 

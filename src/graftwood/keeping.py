@@ -12,7 +12,7 @@ from graftwood.base import Base
 from graftwood.choose.budget import Budget, percent
 from graftwood.choose.dial import Look, Settled, settle
 from graftwood.choose.relation import learn, read_relation
-from graftwood.data.batch import Examples, packs
+from graftwood.data.batch import Examples, Packed, packs
 from graftwood.data.encode import Example
 from graftwood.evals import skills
 from graftwood.evals.asking import Scores
@@ -32,15 +32,40 @@ ROWS, WINDOWS = 64, 16  # validation rows and windows of the base's text that a 
 
 @dataclass(frozen=True)
 class Deciding:
-    """What decides and is in no report: validation rows, the base's scores on half of the items, some of its text."""
+    """What decides and is in no report: validation rows with the base's loss on them, its scores, some of its text."""
 
-    rows: Sequence[Example]
+    rows: tuple[Packed, ...]
+    base_loss: float
     scores: Sequence[Scores]
     probe: Expected
 
+    @classmethod
+    def by(cls, base: Base, valid: Sequence[Example], scores: Sequence[Scores], probe: Expected) -> Deciding:
+        """What a base that carries nothing decides by."""
+        rows = tuple(packed.to(base.decoder.device) for packed in packs(valid[:ROWS], 1024))
+        loss = mean_loss(base.decoder, rows)
+        assert loss is not None, "a budget needs validation rows"
+        return cls(rows, loss, scores, probe)
 
-class Keeper:
-    """One trained model on its way, measured at places that `go` takes it to.
+
+class Looks:
+    """A trained model on its way, read at places that `go` takes it to."""
+
+    def __init__(self, base: Base, go: Callable[[float], None], deciding: Deciding, display: Display) -> None:
+        self._base, self._go, self._deciding, self._display = base, go, deciding, display
+
+    def look(self, alpha: float) -> Look:
+        """Validation loss and drift there."""
+        self._go(alpha)
+        loss = mean_loss(self._base.decoder, self._deciding.rows)
+        assert loss is not None, "a budget needs validation rows"
+        drift = float(compare(self._base.decoder, self._deciding.probe).drift.mean())
+        self._display.say(f"dial {alpha:g}: validation loss {loss:.4f}, drift {drift:.4f}")
+        return Look(alpha, loss, drift)
+
+
+class Keeper(Looks):
+    """The same, certified: what the base could do is asked again.
 
     What was certified is kept in `file`, so that a run that was stopped in the middle asks nothing twice; `key` names
     the training it belongs to.
@@ -56,9 +81,8 @@ class Keeper:
         key: str,
         display: Display,
     ) -> None:
-        self._base, self._go, self._display = base, go, display
-        self._packs = [packed.to(base.decoder.device) for packed in packs(deciding.rows[:ROWS], 1024)]
-        self._probe, self._before, self._budget = deciding.probe, deciding.scores, budget
+        super().__init__(base, go, deciding, display)
+        self._before, self._budget = deciding.scores, budget
         self._file, self._key = file, key
         stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         known = stored["decisions"] if stored.get("key") == key else {}
@@ -68,15 +92,6 @@ class Keeper:
     def items(self) -> int:
         """How many items decide."""
         return sum(len(scores.right) for scores in self._before)
-
-    def look(self, alpha: float) -> Look:
-        """Validation loss and drift there."""
-        self._go(alpha)
-        loss = mean_loss(self._base.decoder, self._packs)
-        assert loss is not None, "a budget needs validation rows"
-        drift = float(compare(self._base.decoder, self._probe).drift.mean())
-        self._display.say(f"dial {alpha:g}: validation loss {loss:.4f}, drift {drift:.4f}")
-        return Look(alpha, loss, drift)
 
     def certify(self, alpha: float) -> Decision:
         """The base's abilities asked again there, on the items that decide."""
@@ -96,16 +111,15 @@ class Keeper:
         self._display.say(f"dial {alpha:g}: keeps {kept}, {held} the budget of {self._budget}")
         return decision
 
-    def settle(self) -> tuple[float, Settled]:
-        """The base's own loss and the place that is shipped; what was certified is learned for the next run."""
-        base_loss = self.look(0.0).loss
+    def settle(self) -> Settled:
+        """The place that is shipped; what was certified is learned for the next run."""
         limit = read_relation(self._base.fingerprint).drift_limit(self._budget.kept)
-        settled = settle(self, base_loss, limit)
+        settled = settle(self, self._deciding.base_loss, limit)
         drifts = {look.alpha: look.drift for look in settled.looks}
         points = [(drifts[alpha], d.kept.low) for alpha, d in settled.decisions.items() if d.kept.low is not None]
         learn(self._base.fingerprint, tuple(points))
         self._go(settled.shipped or 0.0)
-        return base_loss, settled
+        return settled
 
 
 def keep(job: Job, trained: Trained, deciding: Deciding, out: Path, display: Display) -> Choice:
@@ -116,7 +130,7 @@ def keep(job: Job, trained: Trained, deciding: Deciding, out: Path, display: Dis
     key = sha256_text(f"{job.plan} {job.technique!r} {job.anchors!r} step {progress.best_step} {budget}")
     go = way_back(job.base.decoder, job.technique, out / "checkpoints")
     keeper = Keeper(job.base, go, deciding, budget, out / "decisions.json", key, display)
-    base_loss, settled = keeper.settle()
+    settled, base_loss = keeper.settle(), deciding.base_loss
     plain = int(Examples(job.train).sizes.sum() * trained.epochs)
     arm = Arm(
         name=job.recipe,

@@ -25,11 +25,15 @@ from graftwood.model.quantised import quantise
 from graftwood.model.weights import fingerprint
 from graftwood.pretraining import Result
 from graftwood.progress import Display
+from graftwood.racing import execute_race
 from graftwood.runtime import place
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast
 from graftwood.training import run_folder
 from graftwood.tuning import execute
+
+# What runs are called for by options, besides one model on all rows.
+_KINDS = {"search": execute_race, "sequence": execute_sequence, "each": execute_each}
 
 
 @dataclass
@@ -174,12 +178,14 @@ def run(
     quantise(model.base.decoder, config.base_precision)
     job = prepare(drafted, model.base, display)
     preview(job, display)
-    work = execute_sequence if config.sequence else execute_each if config.each else execute
+    work = next((kind for asked, kind in _KINDS.items() if getattr(config, asked)), execute)
     card = work(job, out, display, resume)
     if card.choice is not None and card.choice.dial is None:
         model.base.decoder.take_off()
         model.changed()
         return Run(out, card, model)
+    if config.search:
+        return Run(out, card, load(out, device=config.device, dtype=config.dtype))
     if job.technique.writes_base:
         written = out / "model"
         source, print_ = str(written.resolve()), fingerprint(written)

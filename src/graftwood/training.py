@@ -46,6 +46,10 @@ class Trained:
         epochs = progress.step / trainer.order.steps_per_epoch
         return cls(progress, count_parameters(trainer.trained.values()), epochs, curve)
 
+    def tally(self) -> dict[str, int | float]:
+        """What it took, as the record of a choice has it."""
+        return {"steps": self.progress.step, "tokens": self.progress.tokens, "seconds": self.progress.train_seconds}
+
     def then(self, after: Trained) -> Trained:
         """This and what was trained after it, on other rows, as one."""
         one, two = self.progress, after.progress
@@ -97,8 +101,12 @@ def drive(
     display: Display,
     resume: bool,
     remark: Callable[[Evaluated], dict[str, Any]] = lambda event: {},
+    until: int | None = None,
 ) -> tuple[CurvePoint, ...]:
-    """Train, keeping `metrics.jsonl` and the curve in `out`; `remark` adds to what is logged of an evaluation."""
+    """Train to the end or `until` a step, keeping `metrics.jsonl` and the curve in `out`.
+
+    `remark` adds to what is logged of an evaluation.
+    """
     resumed = resume and trainer.resume()
     if resumed:
         display.say(f"resumed at step {trainer.progress.step} of {trainer.order.steps}")
@@ -108,7 +116,7 @@ def drive(
         atomic_write(log, "".join(lines))
         with log.open("a", encoding="utf-8", buffering=1) as handle, _interruptible(trainer, display):
             with display.training(trainer.order.steps, trainer.progress.step) as line:
-                for event in trainer.run():
+                for event in trainer.run(until):
                     line.show(event)
                     more = remark(event) if isinstance(event, Evaluated) else {}
                     handle.write(json.dumps(_logged(event, trainer) | more) + "\n")

@@ -135,10 +135,10 @@ def measure_base(job: Job, out: Path, display: Display) -> Known:
         decide, asked = (list(side) for side in zip(*map(halves, job.tasks), strict=True))
         before = _base_sheet(job, engine, asked, out, display)
         scores = skills.base_scores(base, engine, lambda what: display.say(f"base, to decide: {what}"), decide)
-    if not any(map(able, scores)):
-        raise ConfigError(f"{base.name} is at chance in every ability, so no share can be kept; give --keep none")
-    decides, reports = probe.split(WINDOWS)
-    return Known(before, asked, reports, Deciding(job.valid, scores, decides))
+        if not any(map(able, scores)):
+            raise ConfigError(f"{base.name} is at chance in every ability, so no share can be kept; give --keep none")
+        decides, reports = probe.split(WINDOWS)
+        return Known(before, asked, reports, Deciding.by(base, job.valid, scores, decides))
 
 
 def _base_sheet(job: Job, engine: Engine, tasks: Sequence[Task], out: Path, display: Display) -> judge.Sheet:

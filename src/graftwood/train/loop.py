@@ -150,13 +150,16 @@ class Trainer:
         self._every = max(1, math.ceil(self.order.steps / plan.evaluations))
         self._saved_at = time.monotonic()
 
-    def run(self) -> Iterator[Stepped | Evaluated]:
-        """Train from where the progress stands to the end, and leave the best parameters in the decoder."""
+    def run(self, until: int | None = None) -> Iterator[Stepped | Evaluated]:
+        """Train from where the progress stands to the end, and leave the best parameters in the decoder.
+
+        With `until` it ends after that step, from which it can go on, and leaves the parameters as they are there.
+        """
         self.decoder.train()
         if self.progress.evaluations == 0:
             yield self.evaluate()
             self.save()
-        while self.progress.ended is None:
+        while self.progress.ended is None and (until is None or self.progress.step < until):
             yield self.step()
             last = self.progress.step >= self.order.steps
             evaluated = last or self.progress.step % self._every == 0
@@ -165,12 +168,13 @@ class Trainer:
                 self._end_if_due(last)
             # A step is saved once, after all that happened in it was given out: what was logged up to a saved step is
             # all there is to log up to it.
-            if evaluated or self.stop or self._save_is_due():
+            if evaluated or self.stop or self.progress.step == until or self._save_is_due():
                 self.save()
             if self.stop:
                 break
         self.decoder.eval()
-        self.restore_best()
+        if until is None:
+            self.restore_best()
 
     def step(self) -> Stepped:
         """One optimiser step: the summed loss of all micro-batches divided once by the tokens that count."""

@@ -1,0 +1,148 @@
+"""A budget found by a race: several recipes begin, few go on, the winner trains to its end and keeps the budget."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from graftwood.anchor import narrow
+from graftwood.base import open_base
+from graftwood.choose.dial import Look
+from graftwood.choose.race import WON, Raced, Standing, race, standing
+from graftwood.choose.recipe import entrants
+from graftwood.choose.relation import read_relation
+from graftwood.config import RunConfig
+from graftwood.draft import choose
+from graftwood.errors import ConfigError
+from graftwood.evals import judge
+from graftwood.evals.card import Arm, Candidate, Card, Choice
+from graftwood.files import atomic_write, storage, write_json
+from graftwood.job import Job, holds_of, settings_of
+from graftwood.keeping import Deciding, Looks, keep
+from graftwood.model.quantised import quantise
+from graftwood.progress import Display
+from graftwood.runtime import place
+from graftwood.train.loop import way_back
+from graftwood.training import Trained, drive
+from graftwood.tuning import Lesson, begin, measure_base, report, trainer_of
+
+ARMS = "arms"
+DECAY = 0.5  # level, then falling over this share of the steps: any prefix of it is a run that can go on
+
+
+class Runner:
+    """One recipe in the race: trained rung by rung in a folder of its own, its standings kept there."""
+
+    def __init__(self, job: Job, config: RunConfig, deciding: Deciding, out: Path, display: Display) -> None:
+        self.technique, plan, self.reasons, self.anchors = choose(config)
+        self.plan = replace(plan, decay_share=DECAY, shares=job.plan.shares)
+        self._job, self._config, self._deciding, self._display = job, config, deciding, display
+        self.folder = out / ARMS / self.name.replace(" ", "")
+        self.tally: dict[str, Any] = {"steps": 0, "tokens": 0, "seconds": 0.0}
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Its settings by name, as people read them."""
+        parts = {"technique": self.technique, "plan": self.plan, "anchors": self.anchors, "config": self._config}
+        return settings_of(replace(self._job, **parts))  # type: ignore[arg-type]
+
+    @property
+    def name(self) -> str:
+        """Technique, anchors and rate."""
+        return f"{' + '.join((self.technique.name, *(a.name for a in self.anchors)))} at {self.plan.learning_rate:g}"
+
+    def job(self) -> Job:
+        """The recipe on a base of its own, ready to train."""
+        config, given = self._config, self._job
+        base = open_base(given.base.source, place(config.device, config.dtype))
+        if base.fingerprint != given.base.fingerprint:
+            raise ConfigError(f"{given.base.name} is not what {given.base.source} holds; export it and race on that")
+        quantise(base.decoder, config.base_precision)
+        technique = self.technique.read(base.tokenizer.encode)
+        technique.apply(base.decoder, config.seed)
+        begins = narrow(self.anchors, base.decoder)
+        recipe = {"technique": technique, "plan": self.plan, "reasons": self.reasons, "anchors": self.anchors}
+        return replace(given, config=config, base=base, begins=begins, **recipe)  # type: ignore[arg-type]
+
+    def train(self, share: float = 1.0) -> tuple[Job, Trained]:
+        """Train from the last checkpoint until a share of the steps; at the end the best parameters are put back."""
+        job = self.job()
+        gauge = judge.drift_gauge(job.base, self._deciding.probe)
+        lesson = Lesson(job.train, job.valid, job.plan, holds_of(job, self._display))
+        trainer = trainer_of(job, lesson, gauge, self.folder, self._display)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        until = None if share == 1 else max(1, round(share * trainer.order.steps))
+        curve = drive(trainer, self.folder, self._display, resume=True, until=until)
+        return job, Trained.by(trainer, curve)
+
+    def stand(self, share: float, drift_limit: float) -> Standing:
+        """Train on until this share of the steps and say where it stands; what was found before is read."""
+        file = self.folder / "standings.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        name = f"{share:g}"
+        if name not in known:
+            job, trained = self.train(share)
+            go = way_back(job.base.decoder, job.technique, self.folder / "checkpoints")
+            looks = Looks(job.base, go, self._deciding, self._display)
+            found = standing(looks.look, self._deciding.base_loss, drift_limit)
+            known[name] = {"standing": asdict(found), "trained": trained.tally()}
+            with storage(f"write {file}"):
+                write_json(file, known)
+        told = known[name]["standing"]
+        self.tally = known[name]["trained"]
+        return Standing(Look(**told["end"]), Look(**told["within"]), told["gain"])
+
+
+def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
+    """Measure the base, race for the budget, train the winner to its end, keep the budget, measure again."""
+    begin(job, out, resume)
+    started = time.monotonic()
+    known = measure_base(job, out, display)
+    measured = time.monotonic() - started
+    deciding, budget = known.deciding, job.budget
+    assert deciding is not None, "a race is for a budget"
+    assert budget is not None, "a race is for a budget"
+    runners = []
+    for config in entrants(job.config):
+        runner = Runner(job, config, deciding, out, display)
+        if problems := runner.technique.problems(job.base.decoder):
+            display.say(f"{runner.name} does not race: {'; '.join(problems)}")
+        else:
+            runners.append(runner)
+    limit = read_relation(job.base.fingerprint).drift_limit(budget.kept)
+    winner, ways = race(runners, limit, say=display.say)
+    (best,) = [runner for runner in runners if runner.name == winner]
+    ran, trained = best.train()
+    choice = with_field(keep(ran, trained, deciding, best.folder, display), runners, ways, trained)
+    for name in ("metrics.jsonl", "curve.svg", "curve.png", "decisions.json"):
+        if (best.folder / name).exists():
+            atomic_write(out / name, (best.folder / name).read_bytes())
+    return report(ran, known, trained, choice, out, display, measured)
+
+
+def with_field(choice: Choice, runners: Sequence[Runner], ways: Sequence[Raced], trained: Trained) -> Choice:
+    """The choice with everyone who raced, and what all of them cost."""
+    (won,) = choice.arms
+    arms = []
+    for runner, way in zip(runners, ways, strict=True):
+        if way.fate == WON:
+            arms.append(won.model_copy(update={"name": way.name, "fate": f"{way.fate}, {won.fate}"}))
+            continue
+        places = {look.alpha: look for standing in way.standings for look in (standing.end, standing.within)}
+        looked = tuple(Candidate(dial=look.alpha, loss=look.loss, drift=look.drift) for look in places.values())
+        arms.append(Arm(name=way.name, settings=runner.settings, fate=way.fate, candidates=looked, **runner.tally))
+    others = [runner.tally for runner, way in zip(runners, ways, strict=True) if way.fate != WON]
+    (name,) = [way.name for way in ways if way.fate == WON]
+    return choice.model_copy(
+        update={
+            "arms": tuple(arms),
+            "shipped": None if choice.shipped is None else name,
+            "why": f"{name} won a race of {len(ways)}; {choice.why}",
+            "seconds": choice.seconds + sum(float(one["seconds"]) for one in others),
+            "tokens": choice.tokens + sum(int(one["tokens"]) for one in others),
+        }
+    )
