@@ -28,6 +28,8 @@ from graftwood.train.loss import CHUNK, Divergence, summed
 
 # What makes an entry hold hard on a tiny model, and what makes it not hold at all.
 HARD: dict[str, dict[str, object]] = {
+    "ewc": {"weight": 1000.0, "windows": 8},
+    "l2sp": {"strength": 50.0},
     "kl": {"weight": 20.0, "share": 2.0, "windows": 8},
     "replay": {"weight": 5.0, "share": 4.0, "windows": 96},
     "interpolate": {"alpha": 0.3},
@@ -35,6 +37,8 @@ HARD: dict[str, dict[str, object]] = {
     "token_gates": {"kind": "dft", "alpha": 4.0},
 }
 OFF: dict[str, dict[str, object]] = {
+    "ewc": {"weight": 0.0, "windows": 8},
+    "l2sp": {"strength": 0.0},
     "kl": {"weight": 0.0, "windows": 8},
     "replay": {"weight": 0.0, "windows": 8},
     "interpolate": {"alpha": 1.0},
