@@ -9,7 +9,7 @@ has moved, weighed by the Fisher of its entries.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -24,9 +24,7 @@ from graftwood.train.loss import CrossEntropy, summed
 
 
 class EWC(Anchor):
-    """Half of Fisher times the square of the way is the divergence from the base to second order, so `weight` has the
-    unit of `kl`'s.
-    """
+    """A penalty in the unit of `kl`'s: half of Fisher times the squared way is the divergence to second order."""
 
     name: ClassVar[str] = "ewc"
     title: ClassVar[str] = "elastic weights"
@@ -58,11 +56,12 @@ class EWC(Anchor):
 
 def moving(decoder: Decoder) -> dict[str, Linear]:
     """The linears whose matrix an update that trains is added to, by path."""
-    return {
-        path: linear
-        for path, linear in decoder.linears().items()
-        if hasattr(linear.delta, "merged") and any(p.requires_grad for p in linear.delta.parameters())
-    }
+    found = {}
+    for path, linear in decoder.linears().items():
+        delta: Any = linear.delta
+        if hasattr(delta, "merged") and any(parameter.requires_grad for parameter in delta.parameters()):
+            found[path] = linear
+    return found
 
 
 def fisher(decoder: Decoder, places: Mapping[str, nn.Parameter], ids: Tensor) -> dict[str, Tensor]:
@@ -109,6 +108,6 @@ class ConsolidatedMatrices(Hold):
 
     def losses(self, decoder: Decoder, step: int) -> Iterator[tuple[Tensor, int]]:
         for path, linear in self._matrices.items():
-            assert linear.delta is not None
-            way = linear.delta.merged(linear) - linear.weight.float()
+            delta: Any = linear.delta
+            way = delta.merged(linear) - linear.weight.float()
             yield self._weight / 2 * (self._weighed[path] * way.square()).sum(), 0
