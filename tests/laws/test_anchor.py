@@ -15,8 +15,8 @@ import tiny
 from conftest import CPU
 from graftwood import samples
 from graftwood.anchor import ANCHORS, Anchor, Ground, narrow
-from graftwood.base import Base, open_base
 from graftwood.anchors.kl import KL, masked, whole
+from graftwood.base import Base, open_base
 from graftwood.data.batch import Examples, pack
 from graftwood.errors import ConfigError
 from graftwood.evals.retention import compare, probe_for
@@ -131,7 +131,7 @@ def test_it_says_what_it_is(name: str) -> None:
 
 
 def test_the_average_is_the_mean_over_steps_that_it_says(folder: Path, tmp_path: Path) -> None:
-    base, trainer = made(folder, tmp_path, "lora", [ANCHORS.get("average").parse({"half_life": 3.0})])
+    _, trainer = made(folder, tmp_path, "lora", [ANCHORS.get("average").parse({"half_life": 3.0})])
     keep = 0.5 ** (1 / 3)
     wanted = {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
     for event in trainer.run():

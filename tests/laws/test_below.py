@@ -136,6 +136,7 @@ def test_the_forecast_counts_what_trains_and_leaves_no_cache(folder: Path) -> No
     tiny.technique("full").apply(base.decoder, seed=0)
     freeze_below(base.decoder, 2)
     expected = forecast(base.decoder, rows_tried(base.decoder, ROWS, 2), Examples(ROWS), tiny.plan())
+    assert expected.seconds == expected.train_seconds + expected.valid_seconds + expected.below_seconds
     assert expected.trained_parameters == sum(p.numel() for p in base.decoder.trained().values())
     assert not [entry for entry in entries() if str(entry["name"]).startswith("activations/")]
 

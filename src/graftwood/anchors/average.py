@@ -18,7 +18,7 @@ class Average(Anchor):
     title: ClassVar[str] = "a running mean of what trains"
     formula: ClassVar[str] = "mean + (1 - 2^(-1 / half_life)) * (theta - mean), after each step"
     cost: ClassVar[str] = "a second copy of what trains, and one pass over it a step"
-    source: ClassVar[str] = "Tarvainen and Valpola 2017, arXiv 1703.01780; of whole models arXiv 2203.05482"
+    source: ClassVar[str] = "Tarvainen and Valpola 2017, arXiv 1703.01780"
 
     half_life: Annotated[float, Field(ge=0, description="steps after which a value's weight is half; 0 for none")] = (
         20.0

@@ -33,8 +33,5 @@ class Hold:
         """What else is asked of the same predictions, and what its sum is multiplied with beside the loss's."""
         return None
 
-    def bend(self, trained: Mapping[str, nn.Parameter]) -> None:
-        """Change gradients after they are made and before they are clipped."""
-
     def stepped(self, trained: Mapping[str, nn.Parameter], rate: float) -> None:
         """Change parameters after an optimiser step at this learning rate."""

@@ -193,8 +193,6 @@ class Trainer:
             for extra, read in self._extras():
                 extra.backward()
                 held, tokens = held + extra.item(), tokens + read
-        for hold in self._holds:
-            hold.bend(self.trained)
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.plan.clip).item()
         if not (math.isfinite(loss + held) and math.isfinite(norm)):
             self.optimiser.forget()
