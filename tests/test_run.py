@@ -116,3 +116,16 @@ def test_bad_rows_stop_a_run_before_it_starts(model: gw.Model, tmp_path: Path) -
     with pytest.raises(DataError, match="data:2"):
         gw.tune(model, [ROWS[0], {"prompt": "x"}], out=str(tmp_path / "run"), **QUICK)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_with_anchors_says_what_held_it(model: gw.Model, tmp_path: Path) -> None:
+    held = {"freeze_below": {}, "kl": {"on": "masked"}, "token_gates": {"kind": "flow"}, "average": {"half_life": 2}}
+    run = gw.tune(model, ROWS, out=str(tmp_path / "run"), anchors=held, **QUICK)
+    settings = run.report.chosen.settings
+    assert settings["training begins at"] == "block 1 of 2"
+    assert settings["anchor token_gates"] == "kind flow, alpha 1.0, threshold 2.5"
+    assert all(f"anchor {name}" in settings for name in held)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any(record.get("anchor_loss", 0) > 0 for record in logged)
+    again = gw.load(tmp_path / "run")
+    assert again.generate(["say the:"], max_tokens=8) == run.model.generate(["say the:"], max_tokens=8)

@@ -69,7 +69,8 @@ class Ground:
 class Anchor(BaseModel, ABC):
     """An entry of `anchors/`. Its fields are the options a user may set.
 
-    `formula`, `cost` and `source` are for people who choose.
+    `formula`, `cost` and `source` are for people who choose. `needs_slopes` is true where it needs the slope of the
+    base's own matrices, which a quantised one has not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -79,6 +80,7 @@ class Anchor(BaseModel, ABC):
     formula: ClassVar[str]
     cost: ClassVar[str]
     source: ClassVar[str]
+    needs_slopes: ClassVar[bool] = False
 
     def problems(self, technique: Technique, decoder: Decoder) -> list[str]:
         """All that keeps it from working with this technique on this decoder, whose parameters may have no values."""

@@ -19,7 +19,7 @@ from graftwood.evals.score import answer_losses
 from graftwood.evals.transfer import ByTask, beside, by_task, in_turn
 from graftwood.files import storage
 from graftwood.generate.engine import Engine
-from graftwood.job import Job, holds_of, paper_of
+from graftwood.job import Job, holds_of, paper_of, rows_of
 from graftwood.model.decoder import Decoder
 from graftwood.progress import Display
 from graftwood.train.hold import Hold
@@ -92,7 +92,7 @@ def _teach(
     job: Job, task: str, holds: Sequence[Hold], gauge: Callable[[], float], out: Path, display: Display, resume: bool
 ) -> Trained:
     """Train on the rows of one task."""
-    train, valid = ([example for example in rows if example.row.task == task] for rows in (job.train, job.valid))
+    train, valid = (rows.only(rows.tasks.get(task, [])) for rows in rows_of(job, display))
     return teach_lesson(job, Lesson(train, valid, replace(job.plan, shares={}), holds), gauge, out, display, resume)
 
 

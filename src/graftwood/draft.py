@@ -102,12 +102,8 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
         decoder = outline() if outline is not None else None
     except GraftError as error:
         problems.append(error)
-    if chosen is not None and chosen[0].writes_base and config.base_precision != "full":
-        why = f"{config.technique} moves the base's own weights, which {config.base_precision} cannot hold"
-        fix = "leave out --base-precision, or choose a technique that leaves the base alone"
-        problems.append(ConfigError(f"{why}; {fix}"))
-    if chosen is not None and chosen[0].writes_base and config.each:
-        problems.append(ConfigError(f"--each puts adapters on one base, and {config.technique} moves the base itself"))
+    if chosen is not None:
+        problems += map(ConfigError, _unsuited(config, chosen[0], chosen[3]))
     if chosen is not None and decoder is not None:
         problems += map(ConfigError, chosen[0].problems(decoder))
         problems += map(ConfigError, _unkeepable(budget, chosen[0], chosen[3], rows and rows[0]))
@@ -142,6 +138,26 @@ def _unkeepable(
         found.append(
             "--keep chooses on validation rows and there are none; give --valid, --held-out 0.1 or --keep none"
         )
+    return found
+
+
+def _unsuited(config: RunConfig, technique: Technique, anchors: tuple[Anchor, ...]) -> list[str]:
+    """What technique and anchors ask of the base that other options rule out."""
+    found = []
+    if technique.writes_base and config.base_precision != "full":
+        found.append(
+            f"{technique.name} moves the base's own weights, which {config.base_precision} cannot hold; leave out "
+            "--base-precision, or choose a technique that leaves the base alone"
+        )
+    if technique.writes_base and config.each:
+        found.append(f"--each puts adapters on one base, and {technique.name} moves the base itself")
+    if config.base_precision != "full":
+        found += [
+            f"{anchor.name} needs slopes of the base's matrices, which {config.base_precision} has not; leave out "
+            "--base-precision or the anchor"
+            for anchor in anchors
+            if anchor.needs_slopes
+        ]
     return found
 
 

@@ -143,6 +143,9 @@ def preview(job: Job, display: Display) -> Forecast:
         f"forecast: {expected.steps} steps, {expected.tokens:,} tokens at {expected.tokens_per_second:.0f} tokens/s: "
         f"about {duration(expected.seconds)} of training, {size(expected.memory_bytes)} of memory"
     )
+    if job.begins:
+        once = f"what enters block {job.begins} is computed once for every row"
+        display.say(f"{once}, which takes {duration(expected.below_seconds)} of this the first time")
     read, written = judge.work(job.base, paper_of(job))
     sitting = (read + WRITING * written) / expected.forward_tokens_per_second
     if job.config.each:
@@ -157,10 +160,16 @@ def paper_of(job: Job) -> judge.Paper:
     return judge.set_paper(encoder, job.train, job.valid, job.test, job.config.seed)
 
 
+def rows_of(job: Job, display: Display) -> tuple[Examples, Examples]:
+    """Training and validation rows as training reads them."""
+    train, valid = (rows_kept(job.base, part, job.begins, display.stage) for part in (job.train, job.valid))
+    return train, valid
+
+
 def holds_of(job: Job, display: Display) -> list[Hold]:
-    """The anchors at work on what the decoder is now."""
-    rows = rows_kept(job.base, job.train, job.begins, display.stage)
-    ground = Ground(job.base, job.technique, rows, job.plan, display.stage)
+    """The anchors at work on what the decoder is now; what they know of a row goes by its number in `rows_of`."""
+    train, _ = rows_of(job, display)
+    ground = Ground(job.base, job.technique, train, job.plan, display.stage)
     return [anchor.hold(ground) for anchor in job.anchors]
 
 
@@ -178,6 +187,8 @@ def settings_of(job: Job) -> dict[str, str]:
     }
     if len(config.sources) > 1:
         settings |= _mixing(config, plan)
+    if job.begins:
+        settings["training begins at"] = f"block {job.begins} of {job.base.decoder.config.layers}"
     return settings | {f"anchor {anchor.name}": _listed(anchor) for anchor in job.anchors}
 
 
@@ -189,4 +200,4 @@ def _mixing(config: RunConfig, plan: Plan) -> dict[str, str]:
 
 
 def _listed(anchor: Anchor) -> str:
-    return ", ".join(f"{name} {value}" for name, value in anchor.model_dump().items())
+    return ", ".join(f"{name} {value}" for name, value in anchor.model_dump(exclude_none=True).items())

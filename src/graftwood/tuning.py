@@ -15,7 +15,7 @@ from pathlib import Path
 from graftwood.checkpoint import save_adapter, save_model
 from graftwood.choose.items import halves
 from graftwood.config import save_toml
-from graftwood.data.encode import Example
+from graftwood.data.batch import Rows
 from graftwood.errors import ConfigError
 from graftwood.evals import judge, skills
 from graftwood.evals.card import Card, Choice, Chosen
@@ -25,12 +25,11 @@ from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.task import Task
 from graftwood.files import sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
-from graftwood.job import Job, holds_of, paper_of, settings_of
+from graftwood.job import Job, holds_of, paper_of, rows_of, settings_of
 from graftwood.keeping import WINDOWS, Deciding, keep
 from graftwood.model.decoder import count_parameters
 from graftwood.model.expected import Expected
 from graftwood.progress import Display
-from graftwood.train.below import rows_kept
 from graftwood.train.hold import Hold
 from graftwood.train.loop import Plan, Trainer, way_back
 from graftwood.training import Trained, check_same, cost, drive
@@ -40,8 +39,8 @@ from graftwood.training import Trained, check_same, cost, drive
 class Lesson:
     """What one trainer is given: rows, plan, and what holds the model to its base."""
 
-    train: Sequence[Example]
-    valid: Sequence[Example]
+    train: Rows
+    valid: Rows
     plan: Plan
     holds: Sequence[Hold]
 
@@ -163,7 +162,7 @@ def _base_sheet(job: Job, engine: Engine, tasks: Sequence[Task], out: Path, disp
 
 def teach_all(job: Job, gauge: Callable[[], float], out: Path, display: Display, resume: bool) -> Trained:
     """Train on all rows."""
-    lesson = Lesson(job.train, job.valid, job.plan, holds_of(job, display))
+    lesson = Lesson(*rows_of(job, display), job.plan, holds_of(job, display))
     return teach_lesson(job, lesson, gauge, out, display, resume)
 
 
@@ -181,10 +180,11 @@ def teach_lesson(
 
 def trainer_of(job: Job, lesson: Lesson, gauge: Callable[[], float], out: Path, display: Display) -> Trainer:
     """What trains a lesson, its checkpoints in `out`."""
-    train, valid = (rows_kept(job.base, part, job.begins, display.stage) for part in (lesson.train, lesson.valid))
     decoder, technique = job.base.decoder, job.technique
     rates, stage = technique.rates(decoder), partial(technique.stage, decoder)
-    return Trainer(decoder, train, valid, lesson.plan, out / "checkpoints", gauge, rates, stage, lesson.holds)
+    return Trainer(
+        decoder, lesson.train, lesson.valid, lesson.plan, out / "checkpoints", gauge, rates, stage, lesson.holds
+    )
 
 
 def _save(job: Job, out: Path) -> None:

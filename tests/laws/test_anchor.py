@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ import tiny
 from conftest import CPU
 from graftwood import samples
 from graftwood.anchor import ANCHORS, Anchor, Ground, narrow
+from graftwood.anchors.kl import KL, masked, whole
 from graftwood.base import Base, open_base
-from graftwood.data.batch import Examples
+from graftwood.data.batch import Examples, pack
 from graftwood.errors import ConfigError
 from graftwood.evals.retention import compare, probe_for
 from graftwood.generate.engine import Engine
@@ -24,10 +26,13 @@ from graftwood.model.expected import likeliest
 from graftwood.technique import TECHNIQUES
 from graftwood.train.below import rows_kept
 from graftwood.train.loop import Stepped, Trainer, way_back
-from graftwood.train.loss import CHUNK, Divergence, summed
+from graftwood.train.loss import CHUNK, Divergence, predicting, summed
 
 # What makes an entry hold hard on a tiny model, and what makes it not hold at all.
 HARD: dict[str, dict[str, object]] = {
+    "average": {"half_life": 50.0},
+    "ewc": {"weight": 1000.0, "windows": 8},
+    "l2sp": {"strength": 50.0},
     "kl": {"weight": 20.0, "share": 2.0, "windows": 8},
     "replay": {"weight": 5.0, "share": 4.0, "windows": 96},
     "interpolate": {"alpha": 0.3},
@@ -35,6 +40,9 @@ HARD: dict[str, dict[str, object]] = {
     "token_gates": {"kind": "dft", "alpha": 4.0},
 }
 OFF: dict[str, dict[str, object]] = {
+    "average": {"half_life": 0.0},
+    "ewc": {"weight": 0.0, "windows": 8},
+    "l2sp": {"strength": 0.0},
     "kl": {"weight": 0.0, "windows": 8},
     "replay": {"weight": 0.0, "windows": 8},
     "interpolate": {"alpha": 1.0},
@@ -122,6 +130,18 @@ def test_it_says_what_it_is(name: str) -> None:
         ANCHORS.get(name).parse({"wieght": 1})
 
 
+def test_the_average_is_the_mean_over_steps_that_it_says(folder: Path, tmp_path: Path) -> None:
+    _, trainer = made(folder, tmp_path, "lora", [ANCHORS.get("average").parse({"half_life": 3.0})])
+    keep = 0.5 ** (1 / 3)
+    wanted = {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
+    for event in trainer.run():
+        if isinstance(event, Stepped):
+            for name, parameter in trainer.trained.items():
+                wanted[name] += (1 - keep) * (parameter.detach() - wanted[name])
+    for name, parameter in trainer.trained.items():
+        torch.testing.assert_close(parameter.detach(), wanted[name])
+
+
 @reversible
 def test_the_dials_ends_are_exact(technique: str, folder: Path, tmp_path: Path) -> None:
     ids = torch.randint(0, 300, (1, 20), generator=torch.Generator().manual_seed(5))
@@ -171,6 +191,59 @@ def test_what_is_replayed_never_measures(folder: Path) -> None:
     windows = [{tuple(window) for window in part.ids.tolist()} for part in (probe, replayed)]
     assert not windows[0] & windows[1]
     assert torch.equal(ground.remembered(96).ids, replayed.ids)
+
+
+@pytest.mark.parametrize("on", ["task", "masked"])
+@pytest.mark.parametrize("technique", ["full", "lora"])
+def test_on_the_rows_the_divergence_holds_too(on: str, technique: str, folder: Path, tmp_path: Path) -> None:
+    _, plain = trained(folder, tmp_path / "plain", technique, [])
+    _, off = trained(folder, tmp_path / "off", technique, [ANCHORS.get("kl").parse({"on": on, "weight": 0.0})])
+    assert all(torch.equal(plain[key], off[key]) for key in plain)
+    rows = pack(tiny.examples(16))
+    kept = []
+    for weight in (0.0, 20.0):
+        base, trainer = made(folder, tmp_path / f"{weight}", technique, [KL(on=on, weight=weight)])
+        steps = [event for event in trainer.run() if isinstance(event, Stepped)]
+        assert steps[0].held == pytest.approx(0.0, abs=1e-4)  # the untuned model is the base
+        assert (steps[-1].held > 0) == (weight > 0)
+        with torch.no_grad():
+            words, log_p = whole(open_base(str(folder), CPU).decoder, rows)
+            kept.append(float(summed(base.decoder, predicting(base.decoder, rows), Divergence(words, log_p))))
+    assert kept[1] < 0.8 * kept[0]
+
+
+@pytest.mark.parametrize("changes", [{}, {"logit_cap": 5.0}, {"tied_head": False}, {"vocab_size": 40}])
+def test_without_the_rows_own_tokens_value_and_slope_are_what_autograd_finds(changes: dict[str, object]) -> None:
+    teacher, student = tiny.decoder(seed=1, **changes), tiny.decoder(seed=2, **changes).requires_grad_(True)
+    rows = [replace(row, ids=tuple(i % 40 for i in row.ids)) for row in tiny.examples(6)]
+    packed = pack(rows)
+    with torch.no_grad():
+        words, log_p = masked(teacher, packed)
+    hidden = torch.randn(len(packed.targets), 32, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    value = summed(student, hidden, Divergence(words, log_p, packed.targets))
+    value.backward()
+    found = hidden.grad.clone()
+    hidden.grad = None
+
+    others = torch.ones(len(packed.targets), student.config.vocab_size).scatter_(1, packed.targets.unsqueeze(1), 0)
+    p, q = (
+        (logits.softmax(-1) * others) / (logits.softmax(-1) * others).sum(-1, keepdim=True)
+        for logits in (teacher.logits(predicting(teacher, packed)), student.logits(hidden))
+    )
+    kept = torch.zeros_like(others).scatter_(1, words.long(), 1) * others
+    rest_p, rest_q = ((1 - (part * kept).sum(-1)).clamp_min(1e-7) for part in (p, q))
+    within = torch.where(kept > 0, p * (p.clamp_min(1e-30) / q.clamp_min(1e-30)).log(), 0.0)
+    wanted = within.sum() + (rest_p * (rest_p / rest_q).log()).sum()
+    wanted.backward()
+    torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found, hidden.grad, rtol=1e-3, atol=1e-4)
+    assert 0 < value < (p * (p.clamp_min(1e-30) / q.clamp_min(1e-30)).log()).sum() + 1e-3
+
+
+def test_options_of_the_replayed_text_are_not_of_the_rows(folder: Path) -> None:
+    anchor = ANCHORS.get("kl").parse({"on": "masked", "share": 0.5, "windows": 8})
+    (problem,) = anchor.problems(tiny.technique("lora"), open_base(str(folder), CPU).decoder)
+    assert "share and windows are of on=replay" in problem
 
 
 @pytest.mark.parametrize("changes", [{}, {"logit_cap": 5.0}, {"tied_head": False}])

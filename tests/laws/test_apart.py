@@ -131,6 +131,17 @@ def test_an_adapter_a_task_beside_the_mixture(base: str, sources: list[str], tmp
     assert (out / "each" / "end" / weights).read_bytes() == (tmp_path / "alone" / weights).read_bytes()
 
 
+def test_what_anchors_know_of_a_row_stays_with_it(base: str, sources: list[str], tmp_path: Path) -> None:
+    held = {"kl": {"on": "task"}, "freeze_below": {}}
+    out = tmp_path / "run"
+    gw.tune(base, sources, out=str(out), each=True, quiet=True, anchors=held, **QUICK)
+    gw.tune(base, sources[1], out=str(tmp_path / "alone"), quiet=True, anchors=held, **QUICK)
+    weights = "adapter/adapter_model.safetensors"
+    one, two = (load_tensors(folder / weights) for folder in (out / "each" / "end", tmp_path / "alone"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("technique", ["lora", "full"])
 def test_tasks_one_after_another(technique: str, base: str, sources: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"

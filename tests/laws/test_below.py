@@ -106,6 +106,18 @@ def test_whatever_is_packed_brings_its_own_states(folder: Path) -> None:
             torch.testing.assert_close(states, base.decoder.into(1, packed.ids, packed.documents))
 
 
+def test_some_of_the_rows_keep_their_numbers_and_states(folder: Path) -> None:
+    rows = rows_kept(open_base(str(folder), CPU), ROWS, 1)
+    some = rows.only([9, 2, 4]).only([2, 0])
+    (packed,), (wanted,) = some.packs([0, 1], 1024), rows.packs([4, 9], 1024)
+    assert packed.rows == wanted.rows == (4, 9)
+    assert len(some) == 2
+    assert some.place(0) == rows.place(4)
+    assert packed.entering is not None
+    assert wanted.entering is not None
+    assert torch.equal(packed.entering[1], wanted.entering[1])
+
+
 def test_states_are_computed_once_for_base_block_and_rows(folder: Path, monkeypatch: Any) -> None:
     base, passes = open_base(str(folder), CPU), []
     into = Decoder.into
@@ -136,6 +148,7 @@ def test_the_forecast_counts_what_trains_and_leaves_no_cache(folder: Path) -> No
     tiny.technique("full").apply(base.decoder, seed=0)
     freeze_below(base.decoder, 2)
     expected = forecast(base.decoder, rows_tried(base.decoder, ROWS, 2), Examples(ROWS), tiny.plan())
+    assert expected.seconds == expected.train_seconds + expected.valid_seconds + expected.below_seconds
     assert expected.trained_parameters == sum(p.numel() for p in base.decoder.trained().values())
     assert not [entry for entry in entries() if str(entry["name"]).startswith("activations/")]
 

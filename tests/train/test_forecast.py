@@ -56,6 +56,7 @@ def test_times_add_up_and_memory_holds_the_moments() -> None:
     expected = forecast(decoder, Examples(tiny.examples(20)), Examples(tiny.examples(5)), tiny.plan())
     assert expected.train_seconds == pytest.approx(expected.tokens / expected.tokens_per_second)
     assert expected.valid_seconds > 0
+    assert expected.below_seconds == 0
     assert expected.seconds == expected.train_seconds + expected.valid_seconds
     assert expected.memory_bytes > 8 * expected.trained_parameters
     assert forecast(decoder, Examples(tiny.examples(20)), Examples([]), tiny.plan()).valid_seconds == 0

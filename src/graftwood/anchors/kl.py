@@ -1,38 +1,65 @@
-"""The tuned model is held to what the base expects after each token of text that the base wrote itself.
+"""The tuned model is held to what the base expects, after each token of text that the base wrote or of the rows.
 
-What the base expects is computed once per base and cached, so a step costs its own forward and backward alone.
+What the base expects is computed once and kept, so a step costs its own forward and backward alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from graftwood.anchor import Anchor, Ground
-from graftwood.data.batch import Order
+from graftwood.data.batch import Order, Packed
 from graftwood.model.decoder import Decoder
-from graftwood.model.expected import Expected
+from graftwood.model.expected import Expected, likeliest
+from graftwood.technique import Technique
 from graftwood.train.hold import Hold
-from graftwood.train.loss import Divergence, summed
+from graftwood.train.loss import CHUNK, Divergence, Objective, predicting, summed
+
+_NEVER = -80.0  # log-probability
 
 
 class KL(Anchor):
-    """Divergence from the base on its own samples."""
+    """Divergence from the base on its own samples, or on the answers of the rows.
+
+    On the rows it pulls against what they teach; `masked` leaves the answer's own token out of both distributions, so
+    that only what is said of all others is held (mask the target).
+    """
 
     name: ClassVar[str] = "kl"
-    title: ClassVar[str] = "divergence from the base on its own text"
-    formula: ClassVar[str] = "loss + weight * KL(base || tuned), a mean over tokens the base wrote"
-    cost: ClassVar[str] = "`share` of the tokens more, with logits at each of them; the base's samples once a base"
-    source: ClassVar[str] = "arXiv 2505.13811; arXiv 2605.26097"
+    title: ClassVar[str] = "divergence from the base"
+    formula: ClassVar[str] = "loss + weight * KL(base || tuned), a mean over tokens the base wrote, or over the answers"
+    cost: ClassVar[str] = (
+        "`share` of the tokens more, with logits at each of them, and the base's samples once a base; on the rows one "
+        "forward over them before, and logits of each answer token once more"
+    )
+    source: ClassVar[str] = "arXiv 2505.13811; arXiv 2605.26097; masked arXiv 2605.29498"
 
+    on: Annotated[
+        Literal["replay", "task", "masked"],
+        Field(description="the base's own text, the rows' answers, or those without the answer's own token"),
+    ] = "replay"
     weight: Annotated[float, Field(ge=0, description="what the divergence is multiplied with")] = 5.0
-    share: Annotated[float, Field(gt=0, le=4, description="tokens of the base's text a token of the rows")] = 0.25
-    windows: Annotated[int, Field(ge=1, description="how many samples of 128 tokens there are")] = 96
+    share: Annotated[
+        float, Field(gt=0, le=4, description="of `replay`: tokens of the base's text a token of the rows")
+    ] = 0.25
+    windows: Annotated[int, Field(ge=1, description="of `replay`: how many samples of 128 tokens there are")] = 96
+
+    def problems(self, technique: Technique, decoder: Decoder) -> list[str]:
+        idle = sorted(self.model_fields_set & {"share", "windows"})
+        if self.on == "replay" or not idle:
+            return []
+        return [f"kl: {' and '.join(idle)} are of on=replay, and this is on={self.on}; leave them out"]
 
     def hold(self, ground: Ground) -> Hold:
+        if self.on == "task":
+            return Taught(ground.untouched(whole), self.weight)
+        if self.on == "masked":
+            return TaughtMasked(ground.untouched(masked), self.weight)
         expected = ground.remembered(self.windows)
         together = max(1, round(self.share * ground.step_tokens / expected.ids.shape[1]))
         return Drawn(expected, self.weight, Order(len(expected.ids), together, 1.0, ground.plan.seed))
@@ -52,3 +79,48 @@ class Drawn(Hold):
         hidden = decoder.hidden(ids.reshape(1, -1), (ids.shape[1],) * len(ids))[0]
         objective = Divergence(words.flatten(0, 1), log_p.flatten(0, 1))
         yield summed(decoder, hidden, objective) * (self._weight / len(objective)), ids.numel()
+
+
+class Taught(Hold):
+    """What the base expects at each prediction of the rows, by row: words [M, K] and log-probabilities [M, K + 1]."""
+
+    def __init__(self, table: Sequence[tuple[Tensor, ...]], weight: float) -> None:
+        self._table, self._weight = table, weight
+
+    def beside(self, packed: Packed) -> tuple[Objective, float]:
+        words, log_p = (torch.cat(parts) for parts in zip(*(self._table[row] for row in packed.rows), strict=True))
+        device = packed.targets.device
+        return self.objective(words.to(device), log_p.to(device), packed), self._weight
+
+    def objective(self, words: Tensor, log_p: Tensor, packed: Packed) -> Objective:
+        """What is asked of these predictions."""
+        return Divergence(words, log_p)
+
+
+class TaughtMasked(Taught):
+    """The same where neither distribution has the rows' own tokens."""
+
+    def objective(self, words: Tensor, log_p: Tensor, packed: Packed) -> Objective:
+        return Divergence(words, log_p, packed.targets)
+
+
+def whole(decoder: Decoder, packed: Packed) -> tuple[Tensor, Tensor]:
+    """What a model expects at each prediction."""
+    return _expected(logits for logits, _ in _chunks(decoder, packed))
+
+
+def masked(decoder: Decoder, packed: Packed) -> tuple[Tensor, Tensor]:
+    """What a model expects at each prediction if it is not the row's own token."""
+    chunks = _chunks(decoder, packed)
+    words, log_p = _expected(logits.scatter_(1, targets.unsqueeze(1), -torch.inf) for logits, targets in chunks)
+    return words, log_p.clamp_min(_NEVER)  # a vocabulary may be no larger than what is kept, the row's token included
+
+
+def _chunks(decoder: Decoder, packed: Packed) -> Iterator[tuple[Tensor, Tensor]]:
+    for hidden, targets in zip(predicting(decoder, packed).split(CHUNK), packed.targets.split(CHUNK), strict=True):
+        yield decoder.logits(hidden), targets
+
+
+def _expected(chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    parts = [likeliest(logits) for logits in chunks]
+    return torch.cat([words.int() for words, _ in parts]), torch.cat([log_p for _, log_p in parts])

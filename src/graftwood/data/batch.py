@@ -6,10 +6,11 @@ Letters: N tokens of all documents together, M predictions that count.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -173,19 +174,28 @@ class Examples:
     """Encoded rows in memory."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        self._examples = examples
-        self.sizes = np.array([len(example.ids) for example in examples], dtype=np.int64)
-        self.tasks: dict[str, list[int]] = {}
-        for row, example in enumerate(examples):
-            self.tasks.setdefault(example.row.task, []).append(row)
+        self._hold(examples, range(len(examples)))
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def packs(self, rows: Sequence[int], budget: int) -> list[Packed]:
         """These rows in packs of about `budget` tokens."""
-        return list(packs([self._examples[row] for row in rows], budget, rows))
+        return list(packs([self._examples[row] for row in rows], budget, [self._numbers[row] for row in rows]))
 
     def place(self, row: int) -> str:
         """`file:line`."""
         return f"{self._examples[row].row.file}:{self._examples[row].row.line}"
+
+    def only(self, rows: Sequence[int]) -> Self:
+        """Some of the rows; in packs they have the numbers that they have here, and whatever goes by those."""
+        some = copy(self)
+        some._hold([self._examples[row] for row in rows], [self._numbers[row] for row in rows])
+        return some
+
+    def _hold(self, examples: Sequence[Example], numbers: Sequence[int]) -> None:
+        self._examples, self._numbers = examples, numbers
+        self.sizes = np.array([len(example.ids) for example in examples], dtype=np.int64)
+        self.tasks: dict[str, list[int]] = {}
+        for row, example in enumerate(examples):
+            self.tasks.setdefault(example.row.task, []).append(row)

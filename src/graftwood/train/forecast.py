@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from graftwood.data.batch import Rows
+from graftwood.data.batch import Packed, Rows
 from graftwood.data.mixture import order_for
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.runtime import peak_memory_bytes
@@ -18,21 +18,25 @@ from graftwood.train.loss import summed_loss, token_losses
 
 @dataclass(frozen=True)
 class Forecast:
-    """Expected cost of training: seconds, peak resident bytes, and the counts they follow from."""
+    """Expected cost of training: seconds, peak resident bytes, and the counts they follow from.
+
+    `below_seconds` are for what enters the block that training begins at, unless the cache has it.
+    """
 
     steps: int
     tokens: int
     trained_parameters: int
     train_seconds: float
     valid_seconds: float
+    below_seconds: float
     memory_bytes: int
     tokens_per_second: float
     forward_tokens_per_second: float
 
     @property
     def seconds(self) -> float:
-        """Training and its evaluations together."""
-        return self.train_seconds + self.valid_seconds
+        """Training and its evaluations together, with what is computed once before."""
+        return self.train_seconds + self.valid_seconds + self.below_seconds
 
 
 def forecast(decoder: Decoder, train: Rows, valid: Rows, plan: Plan) -> Forecast:
@@ -60,20 +64,28 @@ def forecast(decoder: Decoder, train: Rows, valid: Rows, plan: Plan) -> Forecast
     optimiser.forget()
     memory = peak_memory_bytes()
     decoder.eval()
-    with torch.no_grad():
-        begun = time.perf_counter()
-        token_losses(decoder, sample)
-        forward_speed = sample.tokens / (time.perf_counter() - begun)
+    entered = sample.entering is not None
+    forward = _forward_seconds(decoder, sample)  # a token
+    whole = _forward_seconds(decoder, replace(sample, entering=None)) if entered else forward
 
     train_seconds = tokens * (passed - started) / sample.tokens + order.steps * (stepped - passed)
-    valid_tokens = int(valid.sizes.sum()) * (plan.evaluations + 1)
+    once, valid_tokens = int(train.sizes.sum()) + int(valid.sizes.sum()), int(valid.sizes.sum())
     return Forecast(
         steps=order.steps,
         tokens=tokens,
         trained_parameters=count_parameters(decoder.trained().values()),
         train_seconds=train_seconds,
-        valid_seconds=valid_tokens / forward_speed,
+        valid_seconds=valid_tokens * (plan.evaluations + 1) * forward,
+        below_seconds=max(0.0, whole - forward) * once,
         memory_bytes=memory,
         tokens_per_second=tokens / train_seconds,
-        forward_tokens_per_second=forward_speed,
+        forward_tokens_per_second=1 / whole,
     )
+
+
+@torch.no_grad()
+def _forward_seconds(decoder: Decoder, sample: Packed) -> float:
+    """What a token of the sample takes without a way back."""
+    begun = time.perf_counter()
+    token_losses(decoder, sample)
+    return (time.perf_counter() - begun) / sample.tokens

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graftwood.data.batch import Packed
 from graftwood.model.decoder import Decoder
-from graftwood.train.loss import Gate
+from graftwood.train.loss import Gate, Objective
 
 
 class Hold:
@@ -29,8 +29,9 @@ class Hold:
         """How the predictions of these rows are weighed; None for all alike."""
         return None
 
-    def bend(self, trained: Mapping[str, nn.Parameter]) -> None:
-        """Change gradients after they are made and before they are clipped."""
+    def beside(self, packed: Packed) -> tuple[Objective, float] | None:
+        """What else is asked of the same predictions, and what its sum is multiplied with beside the loss's."""
+        return None
 
     def stepped(self, trained: Mapping[str, nn.Parameter], rate: float) -> None:
         """Change parameters after an optimiser step at this learning rate."""

@@ -22,7 +22,7 @@ from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.runtime import seeded
 from graftwood.technique import Technique
 from graftwood.train.hold import Hold
-from graftwood.train.loss import Gate, summed_loss, token_losses
+from graftwood.train.loss import CrossEntropy, Gate, predicting, summed, token_losses
 from graftwood.train.optim import Optimiser, OptimiserName, schedule
 
 START = "step-000000"  # where the run began: what the way to its end is measured from
@@ -191,14 +191,12 @@ class Trainer:
             for hold in self._holds:
                 hold.open(self.decoder, packed)
             for part in packed:
-                part_loss = summed_loss(self.decoder, part, self.plan.z_loss, self._gate(part)) / counted
-                part_loss.backward()
-                loss += part_loss.item()
+                part_loss, beside = (total / counted for total in self._totals(part))
+                (part_loss + beside).backward()
+                loss, held = loss + part_loss.item(), held + beside.item()
             for extra, read in self._extras():
                 extra.backward()
                 held, tokens = held + extra.item(), tokens + read
-        for hold in self._holds:
-            hold.bend(self.trained)
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.plan.clip).item()
         if not (math.isfinite(loss + held) and math.isfinite(norm)):
             self.optimiser.forget()
@@ -324,6 +322,14 @@ class Trainer:
         names = self._stage(self.progress.step / self.order.steps)
         for name, parameter in self.trained.items():
             parameter.requires_grad_(names is None or name in names)
+
+    def _totals(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """The summed loss of a pack, and what anchors ask of the same predictions."""
+        hidden = predicting(self.decoder, packed)
+        loss = summed(self.decoder, hidden, CrossEntropy(packed.targets, self.plan.z_loss, self._gate(packed)))
+        asked = [found for hold in self._holds if (found := hold.beside(packed)) is not None]
+        parts = [summed(self.decoder, hidden, objective) * weight for objective, weight in asked]
+        return loss, sum(parts, loss.new_zeros(()))
 
     def _extras(self) -> Iterator[tuple[Tensor, int]]:
         for hold in self._holds:

@@ -71,18 +71,23 @@ class Divergence:
     """KL(p || q) in nats to a teacher of whom the likeliest tokens and the mass of all others are kept.
 
     The others are one event, so the value is at most the divergence of the whole distributions, and within them only
-    the mass is pulled. Shapes: words [M, K]; log_p [M, K + 1].
+    the mass is pulled. `without` are tokens that neither has: q is made as if there were none, as p was.
+
+    Shapes: words [M, K]; log_p [M, K + 1]; without [M].
     """
 
     words: Tensor
     log_p: Tensor
+    without: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.words)
 
     def slope(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """Along a kept token's logit `q - p`; along another's `q (1 - rest_p / rest_q)`: they all stand for one."""
-        words, log_p = self.words[rows], self.log_p[rows]
+        words, log_p = self.words[rows].long(), self.log_p[rows]
+        if self.without is not None:
+            logits.scatter_(1, self.without[rows].unsqueeze(1), -torch.inf)
         q = logits.sub_(logits.logsumexp(1, keepdim=True)).exp_()
         kept_q, kept_p = q.gather(1, words), log_p[:, :-1].exp()
         rest_p, rest_q = log_p[:, -1:].exp(), (1 - kept_q.sum(1, keepdim=True)).clamp_min(1e-7)
