@@ -21,7 +21,7 @@ from graftwood.errors import ConfigError
 from graftwood.evals import judge
 from graftwood.evals.card import Arm, Candidate, Card, Choice
 from graftwood.files import atomic_write, storage, write_json
-from graftwood.job import Job, holds_of, settings_of
+from graftwood.job import Job, holds_of, rows_of, settings_of
 from graftwood.keeping import Deciding, Looks, keep
 from graftwood.model.quantised import quantise
 from graftwood.progress import Display
@@ -72,7 +72,7 @@ class Runner:
         """Train from the last checkpoint until a share of the steps; at the end the best parameters are put back."""
         job = self.job()
         gauge = judge.drift_gauge(job.base, self._deciding.probe)
-        lesson = Lesson(job.train, job.valid, job.plan, holds_of(job, self._display))
+        lesson = Lesson(*rows_of(job, self._display), job.plan, holds_of(job, self._display))
         trainer = trainer_of(job, lesson, gauge, self.folder, self._display)
         self.folder.mkdir(parents=True, exist_ok=True)
         until = None if share == 1 else max(1, round(share * trainer.order.steps))
