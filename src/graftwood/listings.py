@@ -15,7 +15,7 @@ from graftwood.flags import JsonFlag
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (show, explain, models, cache, techniques, anchors):
+    for verb in (show, explain, compare, models, cache, techniques, anchors):
         app.command()(verb)
 
 
@@ -50,6 +50,28 @@ def explain(
         print_json(choice.model_dump())
     else:
         tell(choice, Console())
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders")],
+    out: Annotated[Optional[Path], typer.Option("--out", "-o", help="folder for the picture")] = None,  # noqa: UP045
+    json_: JsonFlag = False,
+) -> None:
+    """Put runs side by side: what each gained, kept, memorised and took, as a table and as a picture."""
+    from rich.console import Console
+
+    from graftwood.data.mixture import task_names
+    from graftwood.evals.report import read_report
+    from graftwood.evals.side_by_side import compare_runs, write_comparison
+
+    names = task_names([str(run) for run in runs])
+    cards = {name: read_report(run) for name, run in zip(names, runs, strict=True)}
+    if json_:
+        print_json({name: card.model_dump() for name, card in cards.items()})
+    else:
+        compare_runs(cards, Console())
+    if out is not None:
+        print("written: " + " ".join(map(str, write_comparison(cards, out))), file=sys.stderr)
 
 
 def models(json_: JsonFlag = False) -> None:

@@ -54,7 +54,7 @@ def tradeoff_svg(curves: Sequence[Curve], gain: str, budget: float | None = None
     canvas = Canvas(_WIDTH, _HEIGHT, "What was gained against what was kept of the base")
     every = [point for curve in curves for point in curve.points]
     if not every:
-        canvas.text(24, 40, "no place was certified", size=13, fill=SOFT)
+        canvas.text(24, 40, "nothing to draw: neither a gain nor a kept share was measured", size=13, fill=SOFT)
         return canvas.svg()
     kept = [edge for p in every for edge in (p.kept.value, p.kept.low, p.kept.high) if edge is not None]
     across = Scale.over([*kept, 1.0, *([budget] if budget else [])], 70, _WIDTH - 30)
@@ -63,7 +63,7 @@ def tradeoff_svg(curves: Sequence[Curve], gain: str, budget: float | None = None
     if budget is not None:
         canvas.rect(across.start, 60, across(budget) - across.start, _HEIGHT - 120, BUDGET, opacity=0.06)
         canvas.line(across(budget), 60, across(budget), _HEIGHT - 60, BUDGET, 1.5)
-        canvas.text(across(budget) + 6, 74, f"budget {100 * budget:.4g}%", size=11, fill=BUDGET)
+        canvas.text(across(budget) + 6, _HEIGHT - 66, f"budget {100 * budget:.4g}%", size=11, fill=BUDGET)
     for number, curve in enumerate(curves):
         _curve(canvas, curve, across, up, COLOURS[number % len(COLOURS)])
     canvas.dot(across(1.0), up(0.0), 5, PAPER, INK, 2)
@@ -93,7 +93,8 @@ def _curve(canvas: Canvas, curve: Curve, across: Scale, up: Scale, colour: str) 
             canvas.whisker(across(point.kept.low), across(point.kept.high), y, colour)
         canvas.dot(x, y, 7 if point.shipped else 4.5, SHIPPED if point.shipped else colour, PAPER)
         label = f"{point.label}, shipped" if point.shipped else point.label
-        canvas.text(x - 9, y - 9, label, size=11, fill=SHIPPED if point.shipped else SOFT, anchor="end")
+        below = 18 if point.shipped else -9
+        canvas.text(x - 9, y + below, label, size=11, fill=SHIPPED if point.shipped else SOFT, anchor="end")
 
 
 def _names(canvas: Canvas, curves: Sequence[Curve]) -> None:
