@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from card_samples import full_card
+from card_samples import compared, full_card
 
 from graftwood.cli import app, guarded
 from graftwood.evals.report import write_report
@@ -15,6 +15,10 @@ from graftwood.evals.side_by_side import answer_loss, comparison_svg, difference
 
 def test_every_run_has_its_line_and_the_picture_its_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     card = full_card()
+    loss = compared("answer_loss", "answer loss", 1.9, 0.3, unit="nats")
+    card = card.model_copy(
+        update={"gained": card.gained.model_copy(update={"measures": (*card.gained.measures, loss)})}
+    )
     other = card.model_copy(update={"chosen": card.chosen.model_copy(update={"technique": "another"})})
     for name, given in {"one": card, "two": other}.items():
         (tmp_path / name).mkdir()
