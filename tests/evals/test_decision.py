@@ -52,7 +52,7 @@ def test_the_worst_ability_may_break_a_budget_of_its_own() -> None:
     found = decide(before, after, 0.90, worst=0.90)
     assert not found.passed
     assert found.why[0].startswith("fallen kept 90.0%")
-    assert "each must 90.0%" in found.why[0]
+    assert "each must keep 90.0%" in found.why[0]
 
 
 def test_abilities_that_gained_do_not_make_up_for_the_worst() -> None:

@@ -24,14 +24,14 @@ def decide(before: Sequence[Scores], after: Sequence[Scores], kept: float, worst
     mean = kept_of(used)
     apart = {b.task.name: kept_of([(b, a)]) for b, a in used}
     name = min(apart, key=lambda key: _low(apart[key]))
-    needed, items = items_needed(before, kept), sum(len(b.right) for b, _ in used)
+    needed, items = _needed([b for b, _ in used], kept), sum(len(b.right) for b, _ in used)
     why = []
     if _low(mean) < kept:
         why.append(f"kept {words.estimate(mean, 'share')}, the budget is {words.percent(kept)}{_hint(items, needed)}")
     if worst is not None and _low(apart[name]) < worst:
         own = [b for b, _ in used if b.task.name == name]
-        hint = _hint(len(own[0].right), items_needed(own, worst))
-        why.append(f"{name} kept {words.estimate(apart[name], 'share')}, each must {words.percent(worst)}{hint}")
+        hint = _hint(len(own[0].right), _needed(own, worst))
+        why.append(f"{name} kept {words.estimate(apart[name], 'share')}, each must keep {words.percent(worst)}{hint}")
     return Decision(
         kept=mean,
         worst=name,
@@ -45,7 +45,11 @@ def decide(before: Sequence[Scores], after: Sequence[Scores], kept: float, worst
 
 def items_needed(before: Sequence[Scores], kept: float) -> int | None:
     """Items of the abilities that count from which on this budget could be passed, were nothing lost; None: never."""
-    return shares.items_needed([share(scores, scores) for scores in before if counts(scores)], kept)
+    return _needed([scores for scores in before if counts(scores)], kept)
+
+
+def _needed(used: Sequence[Scores], kept: float) -> int | None:
+    return shares.items_needed([share(scores, scores) for scores in used], kept)
 
 
 def _low(kept: Estimate) -> float:
