@@ -19,7 +19,6 @@ from graftwood.data.batch import Rows
 from graftwood.errors import ConfigError
 from graftwood.evals import judge, skills
 from graftwood.evals.card import Card, Choice, Chosen
-from graftwood.evals.decision import able
 from graftwood.evals.report import write_report
 from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.task import Task
@@ -134,7 +133,7 @@ def measure_base(job: Job, out: Path, display: Display) -> Known:
         decide, asked = (list(side) for side in zip(*map(halves, job.tasks), strict=True))
         before = _base_sheet(job, engine, asked, out, display)
         scores = skills.base_scores(base, engine, lambda what: display.say(f"base, to decide: {what}"), decide)
-        if not any(map(able, scores)):
+        if not any(map(skills.counts, scores)):
             raise ConfigError(f"{base.name} is at chance in every ability, so no share can be kept; give --keep none")
         decides, reports = probe.split(WINDOWS)
         return Known(before, asked, reports, Deciding.by(base, job.valid, scores, decides))
@@ -153,7 +152,7 @@ def _base_sheet(job: Job, engine: Engine, tasks: Sequence[Task], out: Path, disp
         return judge.Sheet(tuple(stored["said"]), scores=scores, **pairs)
     ask = partial(skills.base_scores, tasks=tasks)
     sheet = judge.sit(job.base, engine, paper, ask, lambda what: display.say(f"base: {what}"))
-    scored = {scores.task.name: skills.stored(scores) for scores in sheet.scores}
+    scored = {scores.task.name: scores.columns() for scores in sheet.scores}
     stored = {"key": key, **asdict(replace(sheet, scores=[])), "scores": scored}
     with storage(f"write {kept}"):
         write_json(kept, stored)

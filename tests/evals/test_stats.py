@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graftwood.evals.card import Estimate
-from graftwood.evals.stats import Pooled, area_under_curve, mean, ratio_of_sums, two_sample
+from graftwood.evals.stats import Pooled, area_under_curve, change, holm, mcnemar, mean, student, two_sample
 
 scores = st.lists(st.floats(-5, 5).map(lambda value: round(value, 1)), min_size=1, max_size=12)
 
@@ -35,18 +35,6 @@ def test_intervals_of_clustered_items_hold_the_truth() -> None:
         naive += inside(0.5, apart)
     assert 0.90 <= held / 400 <= 0.98
     assert naive < held, "items of one passage are not independent"
-
-
-def test_intervals_of_a_kept_share_hold_the_truth() -> None:
-    """Two skills, base right at 70% and 60% of the items, a tenth of what was right is lost: 90% of the sum is left."""
-    generator = np.random.default_rng(1)
-    held = 0
-    for _ in range(200):
-        base = [(generator.random(60) < share).astype(float) for share in (0.7, 0.6)]
-        tuned = [b * (generator.random(60) < 0.9) for b in base]
-        found = ratio_of_sums(tuned, base, [0.0, 0.0], [range(60)] * 2)
-        held += inside(0.9, found)
-    assert 0.90 <= held / 200 <= 0.98
 
 
 def test_nothing_and_one_thing_have_no_interval() -> None:
@@ -85,41 +73,60 @@ def test_the_area_is_the_share_of_pairs_won(positive: list[float], negative: lis
     assert area_under_curve(np.array(positive), np.array(negative)) == pytest.approx(sum(wins) / len(wins))
 
 
-def test_ratio_of_sums_is_not_the_mean_of_ratios() -> None:
-    base = [np.array([1.0, 1.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0, 0.0])]
-    tuned = [np.array([1.0, 1.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0, 1.0])]
-    found = ratio_of_sums(tuned, base, [0.25, 0.0], [range(4)] * 2)
-    assert found.value == pytest.approx(((0.5 - 0.25) + 0.5) / ((0.75 - 0.25) + 0.25))
-    assert found.n == 8
+def test_students_quantiles_are_the_tables() -> None:
+    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, 17: 2.110, 30: 2.042, 120: 1.980, 1e9: 1.960}
+    for freedom, wanted in table.items():
+        assert student(0.975, freedom) == pytest.approx(wanted, rel=0.012)
+        assert student(0.025, freedom) == pytest.approx(-student(0.975, freedom))
 
 
-def test_what_has_not_changed_is_kept_exactly() -> None:
-    generator = np.random.default_rng(3)
-    base = [(generator.random(50) < 0.7).astype(float) for _ in range(3)]
-    found = ratio_of_sums(base, base, [0.25] * 3, [[n // 2 for n in range(50)]] * 3)
-    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+def test_no_flip_among_n_items_leaves_a_change_of_about_four_in_n_possible() -> None:
+    """The rule of three, two-sided: what was not seen among 100 items may still happen to 3.8 of 100."""
+    right = [1.0, 0.0] * 50
+    found = change(right, right, range(100))
+    assert found.value == 0.0
+    assert found.high == pytest.approx(student(0.975, 99) ** 2 / 100, rel=1e-6)
+    assert found.low == -found.high
+    assert found.high == pytest.approx(0.039, abs=1e-3)
+
+
+def test_scores_that_are_no_flips_imply_none() -> None:
+    soft = np.array([0.3, 0.7, 0.5, 0.6])
+    found = change(soft + 0.1, soft, range(4))
+    assert [found.value, found.low, found.high] == pytest.approx([0.1] * 3, abs=1e-9)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40))
+def test_the_interval_of_a_change_is_that_of_its_opposite_turned(pairs: list[tuple[bool, bool]]) -> None:
+    before, after = ([float(pair[side]) for pair in pairs] for side in (0, 1))
+    there, back = change(after, before, range(len(pairs))), change(before, after, range(len(pairs)))
+    assert there.value == pytest.approx(np.mean(after) - np.mean(before))
+    assert inside(there.value, there)
+    assert back.high is not None
+    assert there.low == pytest.approx(-back.high, abs=1e-9)
+    assert -1.0 <= (there.low or 0.0) <= (there.high or 0.0) <= 1.0
+
+
+def test_clusters_widen_the_interval_of_a_change() -> None:
+    before = np.ones(100)
+    after = np.repeat(np.arange(20) % 5 != 0, 5).astype(float)
+    whole, apart = change(after, before, [n // 5 for n in range(100)]), change(after, before, range(100))
+    assert whole.value == apart.value == pytest.approx(-0.2)
+    assert whole.high - whole.low > 1.8 * (apart.high - apart.low)
 
 
 @pytest.mark.parametrize(
-    ("tuned", "base", "floors"),
-    [([], [], []), ([np.ones(4)], [np.zeros(4)], [0.0]), ([np.ones(4)], [np.ones(4)], [1.0])],
+    ("lost", "won", "p"), [(0, 0, 1.0), (1, 0, 1.0), (5, 5, 1.0), (6, 0, 2 / 64), (0, 6, 2 / 64), (9, 1, 22 / 1024)]
 )
-def test_nothing_above_chance_has_no_share(
-    tuned: list[np.ndarray], base: list[np.ndarray], floors: list[float]
-) -> None:
-    found = ratio_of_sums(tuned, base, floors, [range(4)] * len(base))
-    assert (found.value, found.low, found.high) == (None, None, None)
-    assert found.note
+def test_mcnemar_counts_the_ways_flips_can_fall(lost: int, won: int, p: float) -> None:
+    assert mcnemar(lost, won) == pytest.approx(p)
 
 
-def test_groups_are_resampled_independently() -> None:
-    """Two skills whose items rise and fall together by their place would be paired if they shared their draws."""
-    base = np.ones(100)
-    tuned = np.array([0.0, 1.0] * 50)
-    pair = ratio_of_sums([tuned, tuned], [base, base], [0.0, 0.0], [range(100)] * 2)
-    one = ratio_of_sums([tuned], [base], [0.0], [range(100)])
-    width, alone = (e.high - e.low for e in (pair, one) if e.high is not None and e.low is not None)
-    assert width == pytest.approx(alone / np.sqrt(2), rel=0.12)
+def test_holm_corrects_for_the_size_of_the_family_and_keeps_the_order() -> None:
+    assert holm([]) == []
+    assert holm([0.03]) == [0.03]
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.5, 0.9, 0.001]) == pytest.approx([1.0, 1.0, 0.003])
 
 
 def test_pooled_weighs_rows_by_their_tokens() -> None:

@@ -44,7 +44,7 @@ def test_of_clusters_every_one_is_asked_before_any_is_asked_again() -> None:
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"unknown tier 'pulsar'. Did you mean 'pulse'"):
+    with pytest.raises(ConfigError, match=r"unknown tier 'pulsar'\. Did you mean 'pulse'"):
         sized([MINE], BUNDLED, "pulsar")
     with pytest.raises(ConfigError, match="--limit 1 leaves nothing to compare"):
         sized([MINE], BUNDLED, "pulse", 1)

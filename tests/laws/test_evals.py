@@ -127,7 +127,7 @@ def test_noise_loses_skill_and_says_what_flipped(base: Base) -> None:
     assert (skill.lost, skill.won) == (flips.count((1.0, 0.0)), flips.count((0.0, 1.0)))
     assert skill.lost > 0
     kept = kept_share([before], [after], compared)
-    mine = (np.mean(after.right) - 1 / 3) / (np.mean(before.right) - 1 / 3)
+    mine = (np.mean(after.soft) - 1 / 3) / (np.mean(before.soft) - 1 / 3)
     assert kept.value == pytest.approx(mine)
     assert mine < 1
     assert worst_skill(compared) == "tiny"
@@ -153,7 +153,8 @@ def test_the_worst_skill_is_the_one_that_kept_least(base: Base) -> None:
     assert worst_skill(compared) == "lost"
     assert [(skill.lost, skill.won) for skill in compared] == [(20, 0), (1, 1)]
     share = kept_share(before, after, compared)
-    assert share.value == pytest.approx((30 / 60 + 50 / 60 - 0.5) / (100 / 60 - 0.5))
+    parts = [(tuned / 60 - 0.25) / (50 / 60 - 0.25) for tuned in (30, 50)]
+    assert share.value == pytest.approx(np.mean(parts))
 
 
 def test_drift_grows_with_noise(base: Base, probe: Expected) -> None:

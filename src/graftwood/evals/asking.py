@@ -33,11 +33,15 @@ class Scores:
     soft: tuple[float, ...] = ()
     said: tuple[str, ...] = ()
 
+    def columns(self) -> dict[str, tuple[Any, ...]]:
+        """All of it but the task, by name."""
+        return {"right": self.right, "soft": self.soft, "said": self.said}
+
     def records(self) -> Iterator[dict[str, Any]]:
         """What there is to say of each item, by name."""
         for place, item in enumerate(self.task.items()):
-            columns = {"right": self.right, "soft": self.soft, "said": self.said}
-            yield {"task": self.task.name, "id": item.id} | {k: v[place] if v else None for k, v in columns.items()}
+            own = {name: column[place] if column else None for name, column in self.columns().items()}
+            yield {"task": self.task.name, "id": item.id} | own
 
 
 def score_task(base: Base, engine: Engine, task: Task) -> Scores:

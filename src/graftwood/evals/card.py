@@ -141,12 +141,18 @@ class Chosen(Record):
 
 
 class Decision(Record):
-    """What is kept in the mean and of the worst ability, and whether the budget holds."""
+    """What is kept in the mean and of the worst ability, and whether the budget holds; if not, `why` in a line each.
+
+    `items` are those of the abilities that count, `needed` as many as the budget takes at least, were nothing lost.
+    """
 
     kept: Estimate
     worst: str | None
     worst_kept: Estimate
     passed: bool
+    why: tuple[str, ...] = ()
+    items: int | None = None
+    needed: int | None = None
 
 
 class Candidate(Record):

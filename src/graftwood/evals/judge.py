@@ -152,7 +152,7 @@ def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:
                 higher_is_better=True,
                 base=stats.mean(b),
                 tuned=stats.mean(a),
-                change=stats.mean(a - b),
+                change=stats.change(a, b, range(len(a))),
             )
         )
     measures.append(_loss_measure(before.losses, after.losses))

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from graftwood.base import Base
-from graftwood.evals import asking, stats
+from graftwood.evals import asking, shares, stats
 from graftwood.evals.asking import Scores, score_task
 from graftwood.evals.card import Compared, Estimate, Kept, Skill
 from graftwood.evals.retention import Moved
+from graftwood.evals.shares import Share
 from graftwood.evals.task import TASKS, Task
 from graftwood.files import cache_home, storage, write_json
 from graftwood.generate.engine import Engine
@@ -46,17 +47,12 @@ def base_scores(
         note(task.title)
         results.append(score_task(base, engine, task))
         with storage(f"write {path}"):
-            write_json(path, {"base": base.fingerprint, "task": task.name, **stored(results[-1])})
+            write_json(path, {"base": base.fingerprint, "task": task.name, **results[-1].columns()})
     return results
 
 
-def stored(scores: Scores) -> dict[str, tuple[Any, ...]]:
-    """What a file keeps of a task's scores."""
-    return {"right": scores.right, "soft": scores.soft, "said": scores.said}
-
-
 def restored(task: Task, kept: Mapping[str, Any]) -> Scores:
-    """Scores as `stored` gave them."""
+    """Scores from the columns a file kept."""
     return Scores(task, tuple(kept["right"]), tuple(kept["soft"]), tuple(kept["said"]))
 
 
@@ -88,15 +84,31 @@ def compare_skills(before: Sequence[Scores], after: Sequence[Scores]) -> tuple[S
     return tuple(skill.model_copy(update={"p_value": p}) for skill, p in zip(skills, corrected, strict=True))
 
 
+def counts(before: Scores) -> bool:
+    """Whether the base has an ability to lose: by every measure its lower bound is clearly above chance."""
+    task = before.task
+    bounds = [stats.mean(column, task.units()).low for column in (before.right, before.soft) if column]
+    return all(low is not None and low > task.chance + MARGIN for low in bounds)
+
+
+def share(before: Scores, after: Scores) -> Share:
+    """A task as what `shares.py` reckons with: by probabilities where both models have them."""
+    task = before.task
+    b, a = (before.soft, after.soft) if before.soft and after.soft else (before.right, after.right)
+    return Share.of(np.array(a), np.array(b), task.chance, task.units())
+
+
+def kept_of(pairs: Sequence[tuple[Scores, Scores]]) -> Estimate:
+    """The kept share of tasks; where every answer is the same to the last digit, nothing has moved at all."""
+    if pairs and all(b.columns() == a.columns() for b, a in pairs):
+        return Estimate(value=1.0, low=1.0, high=1.0, n=sum(len(b.right) for b, _ in pairs))
+    return shares.kept([share(b, a) for b, a in pairs])
+
+
 def kept_share(before: Sequence[Scores], after: Sequence[Scores], skills: Sequence[Skill]) -> Estimate:
-    """Room above chance that is left, summed over the skills that count, over what the base had."""
-    used = [(b, a) for b, a, skill in zip(before, after, skills, strict=True) if skill.counted]
-    return stats.ratio_of_sums(
-        [np.array(a.right) for _, a in used],
-        [np.array(b.right) for b, _ in used],
-        [b.task.chance for b, _ in used],
-        [b.task.units() for b, _ in used],
-    )
+    """The mean over the skills that count of what is left of each."""
+    pairs = zip(before, after, skills, strict=True)
+    return kept_of([(b, a) for b, a, skill in pairs if skill.counted])
 
 
 def worst_skill(skills: Sequence[Skill]) -> str | None:
@@ -108,15 +120,8 @@ def worst_skill(skills: Sequence[Skill]) -> str | None:
 
 
 def _skill(before: Scores, after: Scores) -> Skill:
-    task, units = before.task, before.task.units()
-    b, a = np.array(before.right), np.array(after.right)
-    measure = _compared(task, before.right, after.right)
-    counted = measure.base.low is not None and measure.base.low > task.chance + MARGIN
-    kept = (
-        stats.ratio_of_sums([a], [b], [task.chance], [units])
-        if counted
-        else Estimate(value=None, note="the base is not above chance here")
-    )
+    task, b, a = before.task, np.array(before.right), np.array(after.right)
+    measure, counted = _compared(task, before.right, after.right), counts(before)
     return Skill(
         measure=measure,
         kind=task.kind,
@@ -124,19 +129,19 @@ def _skill(before: Scores, after: Scores) -> Skill:
         lost=int((a < b).sum()),
         won=int((a > b).sum()),
         counted=counted,
-        kept=kept,
+        kept=kept_of([(before, after)]) if counted else Estimate(value=None, note="the base is not above chance here"),
         soft=_compared(task, before.soft, after.soft) if before.soft and after.soft else None,
     )
 
 
 def _compared(task: Task, before: Sequence[float], after: Sequence[float]) -> Compared:
-    b, a, units = np.array(before), np.array(after), task.units()
+    units = task.units()
     return Compared(
         name=task.name,
         title=task.title,
         unit="share",
         higher_is_better=True,
-        base=stats.mean(b, units),
-        tuned=stats.mean(a, units),
-        change=stats.mean(a - b, units),
+        base=stats.mean(before, units),
+        tuned=stats.mean(after, units),
+        change=stats.change(after, before, units),
     )
