@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from graftwood.config import RunConfig, resolve
 from graftwood.data.batch import Order
-from graftwood.data.mixture import MixedOrder, load_mixture, order_for, quotas, shares, task_names, weighted
+from graftwood.data.encode import Example
+from graftwood.data.mixture import (
+    MixedOrder,
+    load_mixture,
+    order_for,
+    quotas,
+    round_robin,
+    shares,
+    task_names,
+    weighted,
+)
+from graftwood.data.rows import Row
 from graftwood.draft import draft
 from graftwood.errors import ConfigError, DataError, GraftError
 from graftwood.flags import spelled
@@ -245,3 +256,12 @@ def test_a_run_file_lists_sources(tmp_path: Path) -> None:
         file.write_text(f"data = {listed}\n")
         with pytest.raises(ConfigError, match="give a source, or a list of sources"):
             resolve(file, {})
+
+
+def test_a_beginning_is_of_all_tasks() -> None:
+    def mixed_up(tasks: str) -> list[str]:
+        rows = [Row("completion", completion=str(number), task=task) for number, task in enumerate(tasks)]
+        return [e.row.completion for e in round_robin([Example((5, 6), (False, True), row) for row in rows])]
+
+    assert mixed_up("aaabbc") == ["0", "3", "5", "1", "4", "2"]
+    assert mixed_up("aaa") == ["0", "1", "2"]
