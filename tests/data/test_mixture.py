@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftwood.config import RunConfig, resolve
+from graftwood.data.audit import audit
 from graftwood.data.batch import Order
 from graftwood.data.encode import Example
 from graftwood.data.mixture import (
@@ -265,3 +266,14 @@ def test_a_beginning_is_of_all_tasks() -> None:
 
     assert mixed_up("aaabbc") == ["0", "3", "5", "1", "4", "2"]
     assert mixed_up("aaa") == ["0", "1", "2"]
+
+
+def test_rows_held_out_for_one_task_that_another_trains_on_are_leaks(tmp_path: Path) -> None:
+    write(tmp_path / "a.train.jsonl", 12, "a")
+    write(tmp_path / "b.train.jsonl", 12, "b")
+    write(tmp_path / "b.valid.jsonl", 4, "b", 100)
+    shared = write(tmp_path / "a.valid.jsonl", 3, "b", 5)
+    splits, _ = load_mixture([str(tmp_path / "a"), str(tmp_path / "b")])
+    found = audit(splits)
+    assert [(held.task, held.file, trained.task) for held, trained in found.leaks] == [("a", shared, "b")] * 3
+    assert "training holds 3 of 7 held-out rows" in " ".join(found.lines())
