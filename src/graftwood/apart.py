@@ -16,7 +16,7 @@ from graftwood.evals.card import Card, Matrix
 from graftwood.evals.report import write_report
 from graftwood.evals.retention import probe_for
 from graftwood.evals.score import answer_losses
-from graftwood.evals.transfer import ByTask, beside, by_task, in_turn
+from graftwood.evals.transfer import ByTask, beside, by_task, one_after_another
 from graftwood.files import storage
 from graftwood.generate.engine import Engine
 from graftwood.job import Job, holds_of, paper_of, rows_of
@@ -85,7 +85,7 @@ def execute_sequence(job: Job, out: Path, display: Display, resume: bool) -> Car
         return reduce(Trained.then, parts)
 
     card = execute(job, out, display, resume, teach)
-    return _with(card, in_turn(base, after), out)
+    return _with(card, one_after_another(base, after), out)
 
 
 def _teach(

@@ -14,6 +14,7 @@ from graftwood.choose.dial import Look, Settled, settle
 from graftwood.choose.relation import learn, read_relation
 from graftwood.data.batch import Examples, Packed, packs
 from graftwood.data.encode import Example
+from graftwood.data.mixture import round_robin
 from graftwood.evals import skills
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Arm, Candidate, Choice, Decision, Estimate
@@ -42,7 +43,7 @@ class Deciding:
     @classmethod
     def by(cls, base: Base, valid: Sequence[Example], scores: Sequence[Scores], probe: Expected) -> Deciding:
         """What a base that carries nothing decides by."""
-        rows = tuple(packed.to(base.decoder.device) for packed in packs(valid[:ROWS], 1024))
+        rows = tuple(packed.to(base.decoder.device) for packed in packs(round_robin(valid)[:ROWS], 1024))
         loss = mean_loss(base.decoder, rows)
         assert loss is not None, "a budget needs validation rows"
         return cls(rows, loss, scores, probe)

@@ -12,8 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftwood.config import RunConfig, resolve
+from graftwood.data.audit import audit
 from graftwood.data.batch import Order
-from graftwood.data.mixture import MixedOrder, load_mixture, order_for, quotas, shares, task_names, weighted
+from graftwood.data.encode import Example
+from graftwood.data.mixture import (
+    MixedOrder,
+    load_mixture,
+    order_for,
+    quotas,
+    round_robin,
+    shares,
+    task_names,
+    weighted,
+)
+from graftwood.data.rows import Row
 from graftwood.draft import draft
 from graftwood.errors import ConfigError, DataError, GraftError
 from graftwood.flags import spelled
@@ -245,3 +257,23 @@ def test_a_run_file_lists_sources(tmp_path: Path) -> None:
         file.write_text(f"data = {listed}\n")
         with pytest.raises(ConfigError, match="give a source, or a list of sources"):
             resolve(file, {})
+
+
+def test_a_beginning_is_of_all_tasks() -> None:
+    def mixed_up(tasks: str) -> list[str]:
+        rows = [Row("completion", completion=str(number), task=task) for number, task in enumerate(tasks)]
+        return [e.row.completion for e in round_robin([Example((5, 6), (False, True), row) for row in rows])]
+
+    assert mixed_up("aaabbc") == ["0", "3", "5", "1", "4", "2"]
+    assert mixed_up("aaa") == ["0", "1", "2"]
+
+
+def test_rows_held_out_for_one_task_that_another_trains_on_are_leaks(tmp_path: Path) -> None:
+    write(tmp_path / "a.train.jsonl", 12, "a")
+    write(tmp_path / "b.train.jsonl", 12, "b")
+    write(tmp_path / "b.valid.jsonl", 4, "b", 100)
+    shared = write(tmp_path / "a.valid.jsonl", 3, "b", 5)
+    splits, _ = load_mixture([str(tmp_path / "a"), str(tmp_path / "b")])
+    found = audit(splits)
+    assert [(held.task, held.file, trained.task) for held, trained in found.leaks] == [("a", shared, "b")] * 3
+    assert "training holds 3 of 7 held-out rows" in " ".join(found.lines())

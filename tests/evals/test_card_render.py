@@ -17,7 +17,7 @@ from rich.console import Console
 
 from graftwood.errors import ConfigError
 from graftwood.evals import words
-from graftwood.evals.card import CurvePoint, Estimate
+from graftwood.evals.card import Cell, CurvePoint, Estimate
 from graftwood.evals.html import card_html
 from graftwood.evals.lights import EXTRACTABLE, RATIO, level, lights, position
 from graftwood.evals.report import read_report, write_report
@@ -393,3 +393,31 @@ def test_a_report_of_another_version_is_refused(tmp_path):
     (tmp_path / "report.json").write_text(full_card().model_dump_json().replace('"version":1', '"version":2'))
     with pytest.raises(ConfigError, match="version"):
         read_report(tmp_path)
+
+
+# several tasks
+
+
+def test_every_task_is_shown_alone_and_what_tasks_do_to_each_other():
+    shown = " ".join(printed(full_card(), width=120).split())
+    assert "invoices exact match 2.0% → 91.0% +89.0 (+86.0 to +92.0)" in shown
+    assert "answer loss 2.100 → 0.280 nats −1.820 (−1.900 to −1.740)" in shown
+    assert "after receipts 1.600 (+0.100) 2.600 (+0.100)" in shown
+    assert "BWT, backward transfer: −0.031 nats (95% CI −0.041 to −0.021)" in shown
+    assert "FWT, forward transfer: not measured: switched off" in shown
+    page = "".join(Page(card_html(full_card())).text)
+    assert "Models by tasks" in page
+    assert "1.600 (+0.100)95% CI +0.050 to +0.150" in page
+
+
+def test_a_card_of_one_task_is_as_it_was():
+    card = full_card().model_copy(update={"tasks": (), "matrix": None})
+    assert not {"TASKS", "MATRIX"} & set(printed(card).split())
+    assert "<h2>Tasks</h2>" not in card_html(card)
+
+
+def test_a_gain_moves_a_cell_where_its_interval_leaves_zero_outside():
+    cells = [Cell(loss=measured(1.0), gain=measured(gain, 0.05)) for gain in (0.1, -0.1, 0.01)]
+    assert [words.cell_direction(cell) for cell in cells] == ["better", "worse", "unclear"]
+    assert words.cell(Cell(loss=measured(1.0), gain=GONE)) == "1.000"
+    assert words.cell(Cell(loss=GONE, gain=GONE)) == "—"

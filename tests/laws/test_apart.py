@@ -20,11 +20,12 @@ from graftwood.errors import GraftError
 from graftwood.evals.card import Matrix
 from graftwood.evals.report import read_report
 from graftwood.evals.stats import Pooled
-from graftwood.evals.transfer import beside, by_task, in_turn
+from graftwood.evals.transfer import beside, by_task, one_after_another
 
 WORDS = ("the", "user", "said", "that", "system", "is", "here", "turn", "answer", "ready")
 QUICK: dict[str, Any] = {
     "technique": "lora",
+    "skills": "siqa",
     "epochs": 2,
     "batch": 4,
     "evaluations": 2,
@@ -90,7 +91,7 @@ def test_a_task_whose_adapter_is_not_there_yet_has_no_gains() -> None:
 def test_op_bwt_and_fwt_are_traces_formulas() -> None:
     start = {"a": 3.0, "b": 4.0, "c": 5.0}
     learned = ({"a": 1.0, "b": 3.5, "c": 5.25}, {"a": 1.5, "b": 2.0, "c": 4.0}, {"a": 1.25, "b": 2.5, "c": 3.0})
-    matrix = in_turn(pooled(**start), {t: pooled(**row) for t, row in zip("abc", learned, strict=True)})
+    matrix = one_after_another(pooled(**start), {t: pooled(**row) for t, row in zip("abc", learned, strict=True)})
     r = [[-row[task] for task in "abc"] for row in learned]
     b = [-start[task] for task in "abc"]
     wanted = {
@@ -102,7 +103,7 @@ def test_op_bwt_and_fwt_are_traces_formulas() -> None:
     assert wanted["BWT"] == -0.375
     assert [learner.name for learner in matrix.learners] == ["base", "after a", "after b", "after c"]
     assert gains(matrix)["after b"] == [1.5, 2.0, 1.0]
-    half = in_turn(pooled(**start), {"a": pooled(**learned[0])})
+    half = one_after_another(pooled(**start), {"a": pooled(**learned[0])})
     assert half.figures == ()
 
 

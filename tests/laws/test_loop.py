@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -247,6 +248,12 @@ def test_only_the_start_the_newest_and_the_best_are_kept(tmp_path: Path) -> None
         assert len(list(tmp_path.iterdir())) <= 3 or made.progress.step == 0
     kept = {f"step-{step:06d}" for step in (0, made.progress.step, made.progress.best_step)}
     assert len(kept) == 3
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    # Killed after the last step was written and before what it replaces was gone.
+    newest = f"step-{made.progress.step:06d}"
+    shutil.copytree(tmp_path / newest, tmp_path / "step-000001")
+    again = trainer(tmp_path, made.plan)
+    assert again.resume()
     assert {path.name for path in tmp_path.iterdir()} == kept
 
 

@@ -140,6 +140,7 @@ def test_a_whole_run_of_two_tasks(base: Base, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = {
         "technique": "lora",
+        "skills": "siqa",
         "epochs": 2,
         "batch": 4,
         "evaluations": 2,

@@ -6,6 +6,7 @@ Letters: e rows of a task, K the cap, T the temperature.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from graftwood.data.audit import folded
 from graftwood.data.batch import Order
+from graftwood.data.encode import Example
 from graftwood.data.rows import Row
 from graftwood.data.sources import Splits, load_splits
 from graftwood.errors import ConfigError, DataError, GraftError
@@ -114,6 +116,16 @@ def _unmeasured(loaded: Mapping[str, Splits]) -> list[GraftError]:
         return []
     fix = "put them beside its training rows as valid.jsonl, or hold some out with --held-out"
     return [DataError(f"no validation rows for {', '.join(bare)}, which the other tasks have; {fix}")]
+
+
+def round_robin(examples: Sequence[Example]) -> list[Example]:
+    """The first of every task, then the second of every task, and so on: a beginning that is of all tasks."""
+    seen: Counter[str] = Counter()
+    places = []
+    for example in examples:
+        places.append(seen[example.row.task])
+        seen[example.row.task] += 1
+    return [example for _, example in sorted(zip(places, examples, strict=True), key=lambda pair: pair[0])]
 
 
 def shares(

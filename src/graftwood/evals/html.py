@@ -187,9 +187,10 @@ def _matrix(matrix: Matrix | None) -> str:
 
 
 def _cell(given: Cell) -> str:
-    behind = "" if given.gain.value is None else f"<br><small>{_text(words.interval(given.gain, 'nats', change=True))}"
     shown = f"<span class={words.cell_direction(given)}>{_text(words.cell(given))}</span>"
-    return shown + (f"{behind}</small>" if behind else "")
+    if given.gain.value is None:
+        return shown
+    return f"{shown}<br><small>{_text(words.interval(given.gain, 'nats', change=True))}</small>"
 
 
 def _kept(card: Card) -> str:

@@ -45,7 +45,7 @@ def beside(rows: Mapping[str, ByTask], alone: Mapping[str, str]) -> Matrix:
     return Matrix(against="the adapter of that task alone", tasks=tasks, learners=learners)
 
 
-def in_turn(base: ByTask, after: Mapping[str, ByTask]) -> Matrix:
+def one_after_another(base: ByTask, after: Mapping[str, ByTask]) -> Matrix:
     """The model after each task, by tasks, held against the base, with OP, BWT and FWT once every task is learned.
 
     Source: Wang et al. 2023 (TRACE), arXiv 2310.06762, section 3; Lopez-Paz and Ranzato 2017, arXiv 1706.08840.

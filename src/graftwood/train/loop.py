@@ -254,14 +254,18 @@ class Trainer:
         return Evaluated(before.step, valid, drift, best, losses if len(losses) > 1 else {})
 
     def save(self) -> None:
-        """Write this step's folder, then drop all but the start, the newest and the best, and what a kill left over."""
+        """Write this step's folder, then drop what is no longer needed."""
         target = self.folder / f"step-{self.progress.step:06d}"
         drawn = self.order.drawn(self.progress.step)
         state = {"progress": asdict(self.progress), "plan": asdict(self.plan), "drawn": drawn}
         trained = {name: parameter.detach() for name, parameter in self.trained.items()}
         save_step(target, Saved(trained, self.optimiser.tensors(), state))
         self._saved_at = time.monotonic()
-        keep = {START, target.name, f"step-{self.progress.best_step:06d}"}
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Drop all steps but the start, the newest and the best, and what a kill left half-written or half-removed."""
+        keep = {START, *(f"step-{step:06d}" for step in (self.progress.step, self.progress.best_step))}
         for old in [*step_folders(self.folder), *self.folder.glob(".step-*")]:
             if old.name not in keep:
                 shutil.rmtree(old, ignore_errors=True)
@@ -293,6 +297,7 @@ class Trainer:
         self._put(saved)
         self.optimiser.restore(saved.optimiser)
         self.progress = Progress(**saved.state["progress"])
+        self._tidy()
         return True
 
     def restore_best(self) -> None:
