@@ -58,7 +58,9 @@ def test_a_pass_from_a_block_is_the_whole_pass(name: str) -> None:
         whole = decoder.hidden(packed.ids, packed.documents)
         for block in range(1, config.layers + 1):
             states = decoder.into(block, packed.ids, packed.documents)
+            kept = states.clone()
             assert torch.equal(decoder.hidden(packed.ids, packed.documents, entering=(block, states)), whole)
+            assert torch.equal(states, kept)  # they are read again from where they lie
 
 
 @inside
