@@ -19,7 +19,7 @@ from graftwood.evals.decision import decide
 from graftwood.evals.skills import counts, kept_of
 from graftwood.evals.task import Item, Task
 
-SETS = 2000
+SETS = 1000
 FAMILIES = (8, 12, 10, 9, 7, 14, 11, 13, 10, 9, 12, 8, 11, 10, 13, 9, 10, 9)  # as the bundled requests, about
 
 Array = NDArray[np.float64]
