@@ -156,13 +156,14 @@ def change_coverage(case: tuple[Ability, ...], sets: int = SETS, seed: int = 0) 
     """The same of the change of the case's last ability."""
     left, had = case[-1].truth
     pairs = ((b[-1], a[-1]) for b, a in drawn(case[-1:], sets, seed))
-    return float(np.mean([held(stats.change(a.right, b.right, b.task.units()), left - had) for b, a in pairs]))
+    changes = (stats.change(a.soft or a.right, b.soft or b.right, b.task.units()) for b, a in pairs)
+    return float(np.mean([held(change, left - had) for change in changes]))
 
 
 def mean_coverage(case: tuple[Ability, ...], sets: int = SETS, seed: int = 0) -> float:
     """The same of the base's mean in the case's last ability."""
     bases = (b[-1] for b, _ in drawn(case[-1:], sets, seed))
-    return float(np.mean([held(stats.mean(b.right, b.task.units()), case[-1].right) for b in bases]))
+    return float(np.mean([held(stats.mean(b.soft or b.right, b.task.units()), case[-1].right) for b in bases]))
 
 
 def at_budget(budget: float, alike: float, won: float = 0.02) -> tuple[Ability, ...]:

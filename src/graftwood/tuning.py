@@ -146,10 +146,10 @@ def _base_sheet(job: Job, engine: Engine, tasks: Sequence[Task], out: Path, disp
     key = sha256_text(job.base.fingerprint, job.base.decoder.precision, paper.fingerprint, *asked)
     kept = out / "base.json"
     stored = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    if stored.get("key") == key:
+    if stored.get("key") == key and "exposed" in stored:
         pairs = {key: [(total, count) for total, count in stored[key]] for key in ("losses", "train", "valid")}
         scores = [skills.restored(named[name], columns) for name, columns in stored["scores"].items()]
-        return judge.Sheet(tuple(stored["said"]), scores=scores, **pairs)
+        return judge.Sheet(tuple(stored["said"]), scores=scores, exposed=tuple(stored["exposed"]), **pairs)
     ask = partial(skills.base_scores, tasks=tasks)
     sheet = judge.sit(job.base, engine, paper, ask, lambda what: display.say(f"base: {what}"))
     scored = {scores.task.name: scores.columns() for scores in sheet.scores}

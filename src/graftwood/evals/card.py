@@ -114,7 +114,10 @@ class Kept(Record):
 
 
 class Memory(Record):
-    """Whether the tuned model learned the rows or learned them by heart."""
+    """Whether the tuned model learned the rows or learned them by heart.
+
+    `exposure` is in bits, how far up training answers stand among twins with other names and numbers.
+    """
 
     verdict: Literal["clean", "mild", "moderate", "severe", "unknown"]
     loss_train: Estimate
@@ -124,6 +127,9 @@ class Memory(Record):
     extractable: Estimate
     extractable_heldout: Estimate
     extractable_base: Estimate
+    exposure: Estimate | None = None
+    exposure_heldout: Estimate | None = None
+    exposure_base: Estimate | None = None
 
 
 class Chosen(Record):

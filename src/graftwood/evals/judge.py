@@ -13,11 +13,12 @@ from graftwood.data.encode import Encoder, Example, answer_text
 from graftwood.data.rows import Row
 from graftwood.evals import skills, stats
 from graftwood.evals.asking import Scores
-from graftwood.evals.card import Compared, Gained, Kept, Memory, Sample, TaskGained
+from graftwood.evals.card import Compared, Estimate, Gained, Kept, Memory, Sample, TaskGained
 from graftwood.evals.memorisation import memory
 from graftwood.evals.metrics import METRICS, best_over_references, headline
 from graftwood.evals.retention import WINDOWS, Moved, compare
 from graftwood.evals.score import answer_losses, answers
+from graftwood.evals.twins import ROWS, TWINS, exposures
 from graftwood.files import sha256_text
 from graftwood.generate.engine import Engine
 from graftwood.model.expected import Expected
@@ -68,13 +69,14 @@ class Paper:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One model's results on a paper."""
+    """One model's results on a paper; `exposed` are bits of exposure of training rows and of held-out ones."""
 
     said: tuple[str, ...]
     losses: list[tuple[float, int]]
     train: list[tuple[float, int]]
     valid: list[tuple[float, int]]
     scores: list[Scores]
+    exposed: tuple[Sequence[float], Sequence[float]] = ((), ())
 
 
 def set_paper(
@@ -120,7 +122,8 @@ def sit(
     losses = answer_losses(base.decoder, paper.heldout)
     note("rows of the training set")
     train, valid = answer_losses(base.decoder, paper.train), answer_losses(base.decoder, paper.valid)
-    return Sheet(tuple(said), losses, train, valid, ask_skills(base, engine, note))
+    exposed = exposures(base, paper.train), exposures(base, paper.valid)
+    return Sheet(tuple(said), losses, train, valid, ask_skills(base, engine, note), exposed)
 
 
 def work(base: Base, paper: Paper) -> tuple[int, int]:
@@ -129,7 +132,8 @@ def work(base: Base, paper: Paper) -> tuple[int, int]:
     encoder = base.encoder()
     read += sum(len(encoder.prompt(row)) for row in paper.asked)
     read += sum(len(e.ids) for part in (paper.heldout, paper.train, paper.valid) for e in part)
-    return read + WINDOWS * LENGTH, written + sum(paper.limits[row.task] for row in paper.asked)
+    twins = sum(len(e.ids) + TWINS * e.answer_tokens for part in (paper.train, paper.valid) for e in part[:ROWS])
+    return read + twins + WINDOWS * LENGTH, written + sum(paper.limits[row.task] for row in paper.asked)
 
 
 def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:
@@ -183,7 +187,18 @@ def kept(before: Sheet, after: Sheet, moved: Moved, probe: Expected) -> Kept:
 
 def remembered(before: Sheet, after: Sheet) -> Memory:
     """The MEMORY part."""
-    return memory(before.train, after.train, before.valid, after.valid)
+    found = memory(before.train, after.train, before.valid, after.valid)
+    return found.model_copy(
+        update={
+            "exposure": _exposure(after.exposed[0]),
+            "exposure_heldout": _exposure(after.exposed[1]),
+            "exposure_base": _exposure(before.exposed[0]),
+        }
+    )
+
+
+def _exposure(bits: Sequence[float]) -> Estimate:
+    return stats.mean(bits) if bits else Estimate(value=None, n=0, note="no answer has a name or a number")
 
 
 def samples(paper: Paper, encoder: Encoder, before: Sheet, after: Sheet) -> tuple[Sample, ...]:

@@ -287,6 +287,12 @@ def known(memory: Memory) -> str:
 
 def memory_rows(memory: Memory) -> tuple[tuple[str, Estimate, Unit], ...]:
     """Every measure of MEMORY by its name."""
+    exposed = (
+        ("exposure of training answers among twins, bits", memory.exposure),
+        ("exposure of held-out answers", memory.exposure_heldout),
+        ("exposure of training answers, base", memory.exposure_base),
+    )
+    twins: list[tuple[str, Estimate, Unit]] = [(name, given, "ratio") for name, given in exposed if given is not None]
     return (
         ("loss on trained rows, nats a token", memory.loss_train, "nats"),
         ("loss on held-out rows, nats a token", memory.loss_heldout, "nats"),
@@ -295,6 +301,7 @@ def memory_rows(memory: Memory) -> tuple[tuple[str, Estimate, Unit], ...]:
         ("extractable training answers", memory.extractable, "share"),
         ("extractable held-out answers", memory.extractable_heldout, "share"),
         ("extractable training answers, base", memory.extractable_base, "share"),
+        *twins,
     )
 
 
