@@ -202,7 +202,6 @@ def test_the_verb_shows_a_table_or_json(
     [
         (("--tier", "standart"), "unknown tier 'standart'. Did you mean 'standard'"),
         (("--shots", "500"), "--shots 500: arc_easy has only 99 other items"),
-        (("--shots", "40", "--tasks", "piqa"), "tokens, the model only 128 positions; take fewer --shots"),
         (("--limit", "1"), "--limit 1 leaves nothing to compare"),
         (("--tasks", "nothing"), "unknown task 'nothing'"),
         (("--adapter", "no/such"), "no/such is no adapter folder"),

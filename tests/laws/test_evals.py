@@ -340,6 +340,14 @@ def test_no_loss_depends_on_the_rows_beside_it(base: Base) -> None:
     assert answer_losses(base.decoder, []) == []
 
 
+def test_what_is_longer_than_the_context_loses_its_beginning(base: Base) -> None:
+    words = " the user said that" * 60
+    long, short = (Item(f"{n}", text, (" here", " the answer is ready")) for n, text in enumerate((words, words[19:])))
+    found = [score_task(base, engine(base), choice_task(base).of((item,))).soft for item in (long, short)]
+    assert len(base.encoder().begin(short.prompt)) > base.decoder.context
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 def test_greedy_words_are_right_and_others_wrong(base: Base) -> None:
     prompts = ["the user", "this is the end of a turn", "here"]
     said = [greedy(base.decoder, base.encoder().begin(prompt), 1) for prompt in prompts]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from graftwood.base import Base
-from graftwood.errors import ConfigError
 from graftwood.evals.checks import followed
 from graftwood.evals.metrics import METRICS, best_over_references
 from graftwood.evals.programs import solve
@@ -59,14 +58,12 @@ def work(base: Base, task: Task) -> tuple[int, int]:
 def _weighed(base: Base, task: Task) -> Scores:
     """Answers that are there already and are weighed by their probability."""
     items = task.items()
-    contexts, choices = [_ids(base, task, item) for item in items], _choices(base, task)
-    for item, context, endings in zip(items, contexts, choices, strict=True):
-        longest = len(context) + max(map(len, endings)) - 1
-        if longest > base.decoder.context:
-            raise ConfigError(
-                f"{task.name}: {item.id} has {longest} tokens, the model only {base.decoder.context} positions; take "
-                "fewer --shots, or leave the item out"
-            )
+    choices = _choices(base, task)
+    # What is longer than the model's context loses its beginning.
+    contexts = [
+        _ids(base, task, item)[-(base.decoder.context - max(map(len, endings)) + 1) :]
+        for item, endings in zip(items, choices, strict=True)
+    ]
     scored = continuations(base.decoder, contexts, choices)
     if task.kind == "word":
         (words,) = zip(*scored, strict=True) if scored else ((),)
