@@ -28,7 +28,7 @@ from graftwood.progress import Display
 from graftwood.train.loop import mean_loss, way_back
 from graftwood.training import Trained
 
-ROWS, WINDOWS = 64, 16  # validation rows and windows of the base's text that a look reads; no report uses these windows
+ROWS, WINDOWS = 48, 12  # validation rows and windows of the base's text that a look reads; no report uses these windows
 
 
 @dataclass(frozen=True)

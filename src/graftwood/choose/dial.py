@@ -14,8 +14,9 @@ from typing import Protocol
 
 from graftwood.evals.card import Decision
 
-GRID = (1.0, 0.75, 0.5, 0.25)
+GRID = (1.0, 0.75, 0.5)
 TRIES = 5
+LEAST = 0.1  # nearer to the base nothing is looked for
 CLOSE = 0.97  # a share of the best gain that is not worth another certificate
 
 
@@ -55,6 +56,9 @@ def settle(way: Way, base_loss: float, drift_limit: float | None = None, grid: S
     """
     looks = {alpha: way.look(alpha) for alpha in grid}
     best = min(looks.values(), key=lambda look: look.loss)
+    while best.alpha == min(looks) > LEAST:  # it falls still, the nearer the base
+        looks[best.alpha / 2] = way.look(best.alpha / 2)
+        best = min(looks.values(), key=lambda look: look.loss)
     decisions: dict[float, Decision] = {}
     if best.loss >= base_loss:
         return Settled(tuple(looks.values()), decisions, None)
