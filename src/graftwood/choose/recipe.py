@@ -9,6 +9,7 @@ from graftwood.technique import TECHNIQUES
 AUTO = "auto"
 KEEP = "95%"
 FIXED = "lora"
+HELD = 3.0  # what multiplies the learning rate where the base's own text holds the model
 
 # Techniques that race, with what multiplies the learning rate of each and whether the base's own text holds it.
 RACING = (
@@ -32,6 +33,11 @@ def recipe(config: RunConfig) -> tuple[RunConfig, dict[str, str]]:
     if keep != NONE and not config.anchors:
         decided["anchors"] = {"kl": {}}
         reasons["anchor kl"] = "a budget is given: the base's own text holds the model to it (arXiv 2505.13811)"
+        if config.lr is None:
+            decided["lr"] = HELD * TECHNIQUES.get(FIXED).learning_rate
+            reasons["learning rate"] = (
+                "three times LoRA's own: held to the base, a hot rate learns more and drifts no further"
+            )
     return config.model_copy(update=decided), reasons
 
 
