@@ -1,0 +1,229 @@
+"""Requests to an assistant, judged by program: other ones than those that Graftwood decides and reports by.
+
+Each template with its fillers is a cluster. No template shares four words in a row with a bundled request, and none asks
+for what a task of this benchmark teaches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graftwood.evals.task import Item, Task
+
+MAX_TOKENS = 32
+Check = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Template:
+    """A request with a gap `{x}`: for each filler, separated by `;`, the words of which one must be said.
+
+    `fillers` reads `filler: word|word; filler: word`; `more` are checks for all of them.
+    """
+
+    name: str
+    text: str
+    fillers: str
+    more: Sequence[Check] = ()
+
+    def items(self) -> tuple[Item, ...]:
+        """Every filler's request."""
+        found = []
+        for number, entry in enumerate(self.fillers.split(";"), 1):
+            filler, _, words = entry.partition(":")
+            said = [word.strip() for word in words.split("|")]
+            checks = ({"kind": "contains_any", "values": said}, *self.more)
+            prompt = self.text.format(x=filler.strip())
+            found.append(Item(f"{self.name}-{number:02d}", prompt, checks=checks, cluster=self.name))
+        return tuple(found)
+
+
+def _prose(words: int) -> Check:
+    return {"kind": "prose", "n": words}
+
+
+def _short(words: int) -> Check:
+    return {"kind": "max_words", "n": words}
+
+
+_BINARY: Check = {"kind": "matches", "pattern": r"(?i)^\W*(yes|no)\b"}
+
+TEMPLATES = (
+    Template(
+        "seat", "Which city is the seat of the government of {x}?",
+        "Germany: Berlin; Spain: Madrid; Egypt: Cairo; Russia: Moscow; China: Beijing; Greece: Athens; "
+        "Portugal: Lisbon; Austria: Vienna; Ireland: Dublin; England: London",
+    ),
+    Template(
+        "continent", "On which continent does {x} lie?",
+        "Brazil: South America|Americas; Nigeria: Africa; India: Asia; Canada: North America|Americas; "
+        "Norway: Europe; Thailand: Asia; Peru: South America|Americas; Morocco: Africa; Sweden: Europe; Vietnam: Asia",
+    ),
+    Template(
+        "spanish", "How would a Spaniard say '{x}'?",
+        "water: agua; house: casa; cat: gato|gata; thank you: gracias; friend: amigo|amiga; book: libro; "
+        "good night: buenas noches; milk: leche; sun: sol; yes: sí|si",
+    ),
+    Template(
+        "ripe", "When it is ripe, which colour does a {x} have?",
+        "banana: yellow; tomato: red; strawberry: red; blueberry: blue|purple; lemon: yellow; cherry: red; "
+        "plum: purple|violet|blue; pumpkin: orange; lime: green; raspberry: red|pink",
+    ),
+    Template(
+        "job", "What do you call someone who {x}?",
+        "flies planes: pilot|aviator; teaches children: teacher|educator; bakes bread: baker; "
+        "puts out fires: firefighter|fireman; grows crops: farmer|grower; designs buildings: architect; "
+        "repairs teeth: dentist; writes books: writer|author|novelist; paints pictures: painter|artist; "
+        "sings on stage: singer|vocalist|performer",
+    ),
+    Template(
+        "meaning", "Briefly, what is meant by '{x}'?",
+        "enormous: large|big|huge|great|size; rapid: fast|quick*|speed|swift; silent: quiet*|sound|noise|silence; "
+        "brave: courag*|fear*|bold; furious: angry|anger|rage; fragile: break*|delicate|weak|broken; "
+        "vacant: empty|unoccupied|available; weary: tired|exhaust*|fatigue*; ancient: old|past|time*; "
+        "joyful: happy|joy|happiness|delight*",
+    ),
+    Template(
+        "larger", "Of these two, which is the larger: {x}?",
+        "a mouse or an elephant: elephant; the moon or the sun: sun; a village or a city: city; "
+        "a car or a bicycle: car; a lake or an ocean: ocean; a cat or a tiger: tiger; a house or a castle: castle; "
+        "a pea or a melon: melon; a boat or a ship: ship; a hill or a mountain: mountain",
+    ),
+    Template(
+        "after", "On a calendar, which month comes right after {x}?",
+        "January: February; February: March; March: April; April: May; May: June; June: July; July: August; "
+        "August: September; September: October; November: December",
+    ),
+    Template(
+        "able", "Can {x}? Start with Yes or No.",
+        "a fish swim: yes; a stone talk: no; a bird sing: yes; a dog bark: yes; a chair walk: no; a baby cry: yes; "
+        "a tree run: no; a horse jump: yes; a book think: no; a bee fly: yes",
+        (_BINARY,),
+    ),
+    Template(
+        "code", "How do I do this in Python: {x}? Show me code.",
+        "sort a list: sort*; round a number: round; find the largest number of a list: max; open a file: open; "
+        "turn text into upper case: upper; pick a random number: random; make a dictionary: dict|key|my_dict|{; "
+        "join words with spaces: join; get the absolute value: abs; wait for a second: sleep",
+    ),
+    Template(
+        "subject", "Suggest a subject line for a letter about {x}.",
+        "a lost key: key*|lost; a birthday party: birthday|party|celebrat*; a late train: train|delay*|late; "
+        "a new job: job|position|career|opportunity; a broken window: window|broken; a school trip: trip|school; "
+        "a garden show: garden*; a job interview: interview; a rent increase: rent; a summer holiday: summer|holiday*",
+        (_prose(2),),
+    ),
+    Template(
+        "wish", "A colleague {x}. What kind words could I say to her?",
+        "is ill: well|better|recover*|health|sorry; got married: congratulations|happy|wish*|love|joy; "
+        "has a birthday: birthday|happy|wish*; retires: retire*|congratulations|wish*|thank*; "
+        "lost her dog: sorry|loss|condolences|support; passed an exam: congratulations|proud|great|well; "
+        "moves abroad: miss|luck|wish*|best|journey|adventure; had a baby: congratulations|baby|joy|happy; "
+        "starts a journey: safe|luck|wish*|journey|enjoy; won a prize: congratulations|proud|great|well",
+        (_prose(5),),
+    ),
+    Template(
+        "tale", "Give me one line of a tale about {x}.",
+        "a pirate: pirate*|ship|sea|treasure; a wizard: wizard*|magic*|spell; a dolphin: dolphin*|sea|ocean|water; "
+        "an astronaut: astronaut*|space|star*|moon|planet; an owl: owl*|night|forest|tree*; "
+        "a giant: giant*|huge|tall; a knight: knight*|sword|castle|armor; a turtle: turtle*|shell|slow*; "
+        "a king: king*|castle|throne|crown; a ghost: ghost*|haunt*|spirit*|house",
+        (_prose(7),),
+    ),
+    Template(
+        "purpose", "For what would somebody need a {x}?",
+        "thermometer: temperature*|fever|hot|heat; compass: direction*|navigat*|north|way; "
+        "telescope: star*|sky|planets|space|distant|far; clock: time; hammer: nail*|hit*|build*|wood; "
+        "refrigerator: cool|cold|food|fresh; towel: dry*|water|wet|bath*; ladder: climb*|reach*|high*; "
+        "bridge: cross*|river|water|road; pillow: sleep*|head|neck|rest|comfort*",
+        (_prose(5),),
+    ),
+    Template(
+        "travel", "Give a traveller one reason to see {x}.",
+        "Paris: Eiffel|art|culture|Louvre|city|history|architecture|food; "
+        "Egypt: pyramid*|history|ancient|Nile|culture; the Alps: mountain*|ski*|snow|hik*|nature|view*|beaut*; "
+        "Venice: canal*|city|water|gondola*|beaut*|history; a rainforest: animal*|plants|nature|trees|wildlife|beaut*; "
+        "New York: city|Statue|museum*|Broadway|culture|skyline|Manhattan|vibrant; Iceland: nature|volcan*|landscape*|"
+        "glacier*|northern|beaut*; India: culture|Taj|food|history|temple*|diverse; a vineyard: wine*|grape*|taste; "
+        "Athens: Acropolis|history|ancient|Parthenon|culture|ruins",
+        (_prose(6),),
+    ),
+    Template(
+        "reply", "Your whole reply must be this one word: {x}",
+        "apple: apple; thunder: thunder; seven: seven; lantern: lantern; hello: hello; purple: purple; "
+        "welcome: welcome; Monday: Monday; coffee: coffee; finished: finished",
+        (_short(4),),
+    ),
+    Template(
+        "member", "Mention two {x}, that is enough.",
+        "rivers: Nile|Amazon|Mississippi|Thames|Danube|Rhine|Ganges|Yangtze|river; "
+        "metals: gold|silver|iron|copper|aluminum|steel|zinc|lead|tin|titanium; "
+        "insects: ant|ants|bee|bees|butterfl*|beetle*|fly|flies|mosquito*|grasshopper*; "
+        "flowers: rose*|lil*|tulip*|daisy|daisies|sunflower*|orchid*|daffodil*; "
+        "languages: English|Spanish|French|German|Chinese|Mandarin|Python|Japanese|Arabic; "
+        "birds: eagle*|robin*|sparrow*|parrot*|owl*|crow*|bluebird*|cardinal*|hawk*; "
+        "tools: hammer*|saw*|screwdriver*|wrench*|drill*|pliers; "
+        "spices: pepper|cinnamon|cumin|turmeric|ginger|paprika|salt|nutmeg; "
+        "clothes: shirt*|dress*|pants|jeans|jacket*|shoes|sock*|hat*|coat*|sweater*; "
+        "board games: chess|monopoly|checkers|scrabble|risk|catan",
+    ),
+    Template(
+        "start", "Say something about {x} and let 'Well' be your first word.",
+        "the weather: well; cooking: well; old houses: well; cats: well; music: well; the sea: well; trains: well; "
+        "winter: well; chess: well; grandparents: well",
+        ({"kind": "starts_with_any", "values": ["well"]}, _prose(4)),
+    ),
+    Template(
+        "advice", "My {x}. What should I do?",
+        "tooth hurts: dentist; car does not start: battery|mechanic|engine|check*|fuel; "
+        "plant is dry: water*; room is dark: light*|lamp*|window*|curtain*; phone is empty: charg*|battery|plug*; "
+        "shirt is dirty: wash*|clean*|laundry; soup is bland: salt|spice*|season*|flavor*|herb*|pepper; "
+        "bicycle has a flat tyre: tire*|tyre*|tube|pump*|patch|repair*; "
+        "cat is ill: vet|veterinarian|doctor; window is broken: repair*|replace*|glass|fix*",
+        (_prose(5),),
+    ),
+    Template(
+        "class", "To which group does a {x} belong: animals, plants or tools?",
+        "lion: animal*; hammer: tool*; rose: plant*; shark: animal*; wolf: animal*; cactus: plant*; "
+        "screwdriver: tool*; penguin: animal*; tulip: plant*; rabbit: animal*",
+        (_short(25),),
+    ),
+    Template(
+        "home", "Where does a {x} usually live?",
+        "fish: water|sea|ocean*|river*|lake*|pond*; bird: nest*|tree*|forest*|sky|woodland*; "
+        "camel: desert*|Africa|Asia|arid|dry; bee: hive*|colon*|nest*; monkey: tree*|jungle*|forest*|rainforest*; "
+        "penguin: Antarctica|south*|ice|cold|Antarctic; farmer: farm*|rural|country*; king: castle*|palace*; "
+        "spider: web*|garden*|house*|corner*|tree*|dark; whale: sea*|ocean*|water*",
+    ),
+)  # fmt: skip
+
+
+def task() -> Task:
+    """All requests as a task of the judge."""
+    items = tuple(item for template in TEMPLATES for item in template.items())
+    return Task(
+        name="requests",
+        title="requests followed",
+        kind="program",
+        version=1,
+        chance=0.0,
+        source="bench/keep",
+        licence="Apache-2.0",
+        read=lambda: items,
+        max_tokens=MAX_TOKENS,
+    )
+
+
+def shared_run(template: str, prompts: Sequence[str], words: int = 4) -> str | None:
+    """A run of so many words that a template's own words share with one of `prompts`, if any."""
+    runs = {run for prompt in prompts for run in _runs(prompt, words)}
+    own = [run for part in template.split("{x}") for run in _runs(part, words)]
+    return next((run for run in own if run in runs), None)
+
+
+def _runs(text: str, words: int) -> list[str]:
+    said = re.findall(r"[\w']+", text.lower())
+    return [" ".join(said[start : start + words]) for start in range(len(said) - words + 1)]
