@@ -185,11 +185,12 @@ def finish(
         why = "smoke run" if given.smoke else f"other programs took up to {max(shares):.0%} of the machine"
         say(f"{why}: the summary stays as it was; record in {target}")
         return 0 if given.smoke else 1
-    _summarise(figures, target)
+    summarise(figures, target)
     return 0
 
 
-def _summarise(figures: Sequence[Figure], source: Path) -> None:
+def summarise(figures: Sequence[Figure], source: Path) -> None:
+    """Put figures into the summary, each with the file that it comes from."""
     path = RESULTS / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for figure in figures:

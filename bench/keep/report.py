@@ -1,0 +1,237 @@
+"""Every number, table and picture of the benchmark, derived from the records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.common import RESULTS, Figure, say, summarise
+from bench.keep.arms import ARMS
+from bench.keep.claims import CLAIMS, OURS, Budgeted, Claim, Verdict, budgeted, overall, ready, verdicts
+from bench.keep.effects import GAINS, LOSSES, Arms
+from bench.keep.records import ArmRecord, read_all
+from bench.keep.tasks import TARGETS
+from graftwood.evals.card import Estimate
+from graftwood.evals.tradeoff import Curve, Point, tradeoff_svg
+from graftwood.files import atomic_write, write_json
+
+PAGE, DATA = "REPORT.md", "report.json"
+FEWEST_TASKS = 2  # of a figure that says "every task"
+
+
+def write(folder: Path) -> int:
+    """Write the page, the numbers and a picture for each task, and what the summary may have; the exit code."""
+    records = read_all(folder)
+    tasks = grouped(records)
+    found = {claim.level: verdicts(claim, tasks) for claim in CLAIMS}
+    models = list(budgeted(tasks))
+    figures = list(_figures(tasks, found, models))
+    page = "\n".join(_page(tasks, found, models)) + "\n"
+    atomic_write(folder / PAGE, page)
+    write_json(folder / DATA, _numbers(tasks, found, models, figures))
+    for task, arms in tasks.items():
+        if len(arms.names) > 1 and "A0" in arms.names:
+            atomic_write(folder / f"{task}.svg", picture(arms, TARGETS[task].title))
+    print(page, end="")
+    if figures and folder == RESULTS / "keep":
+        summarise(figures, folder / DATA)
+    say(f"{len(records)} records; {len(figures)} figures; the page is {folder / PAGE}")
+    return 0
+
+
+def grouped(records: Sequence[ArmRecord]) -> dict[str, Arms]:
+    """The records by task, in the order of the tasks; of other bases than the first none."""
+    bases = {record.base for record in records}
+    assert len(bases) <= 1, f"records of {len(bases)} bases in one folder"
+    return {task: Arms(some) for task in TARGETS if (some := [record for record in records if record.task == task])}
+
+
+def picture(arms: Arms, title: str) -> str:
+    """Requests kept across, the task's metric upwards, an arm a line from the base."""
+    curves = []
+    for name in (name for name in ARMS if name in arms.names and name != "A0"):
+        seeds = arms.seeds(name)
+        kept = arms.requests_kept(name, seeds)
+        if kept.value is not None:
+            gain = arms.gain(name, seeds)["metric"].value
+            curves.append(Curve(name, (Point(kept, gain, name, shipped=name == OURS),)))
+    return tradeoff_svg(curves, f"{title}, in the task's metric; kept: requests followed", 0.95)
+
+
+def _page(
+    tasks: Mapping[str, Arms], found: Mapping[str, Sequence[Verdict]], models: Sequence[Budgeted]
+) -> Iterator[str]:
+    yield "# The keep benchmark: results"
+    yield ""
+    yield "Written by `python -m bench.keep --report` from the records in this folder. What was claimed, and how it is"
+    yield "decided, stands in [PROTOCOL.md](../../keep/PROTOCOL.md). Intervals are 95%."
+    yield ""
+    yield from _claims(found, models)
+    for task, arms in tasks.items():
+        if "A0" in arms.names:
+            yield from _task(task, arms)
+    yield from _budgets(models)
+
+
+def _claims(found: Mapping[str, Sequence[Verdict]], models: Sequence[Budgeted]) -> Iterator[str]:
+    yield "| level | claim | task | against | gain, share of theirs | forgotten, share of theirs | |"
+    yield "|---|---|---|---|---|---|---|"
+    for claim in CLAIMS:
+        rows = found[claim.level]
+        word = overall(rows, violations(models) if claim.no_violation else None) if rows else "arms are missing"
+        yield f"| {claim.level} | {claim.text} | all | | | | **{word}** |"
+        for row in rows:
+            gain, lost = _named(row.gain, GAINS), _named(row.forgotten, LOSSES)
+            yield f"| | | {row.task} | {row.rival}, {row.seeds} seeds | {gain} | {lost} | {row.word} |"
+    yield ""
+
+
+def _task(task: str, arms: Arms) -> Iterator[str]:
+    skills = list(arms.skills("A0", [0]))
+    base = [arms.mean("A0", name, [0]) for name in ("gain", "answer_loss", "requests", *skills)]
+    yield f"## {TARGETS[task].title}"
+    yield ""
+    yield f"![gained against kept]({task}.svg)"
+    yield ""
+    yield "The base: " + ", ".join(
+        f"{name} {shown(one)}"
+        for name, one in zip((TARGETS[task].metric, "answer loss", "requests followed", *skills), base, strict=True)
+    )
+    yield ""
+    heads = ("arm", "", "seeds", f"gain ({TARGETS[task].metric})", "gain (nats)", "requests lost", "drift (nats)")
+    yield "| " + " | ".join((*heads, *(f"{name} lost" for name in skills), "tokens")) + " |"
+    yield "|---" * (len(heads) + len(skills) + 1) + "|"
+    for name in (name for name in ARMS if name in arms.names and name != "A0"):
+        seeds = arms.seeds(name)
+        effects = (*arms.gain(name, seeds).values(), *arms.forgotten(name, seeds).values())
+        cells = [shown(effect.estimate()) for effect in (*effects, *arms.skills(name, seeds).values())]
+        tokens = sum(record.training.tokens for record in arms.records(name)) // len(arms.records(name))
+        yield f"| {name} | {ARMS[name].title} | {len(seeds)} | {' | '.join(cells)} | {tokens} |"
+    yield ""
+
+
+def _budgets(models: Sequence[Budgeted]) -> Iterator[str]:
+    if not models:
+        return
+    yield "## Budgets"
+    yield ""
+    yield "Kept here is the judge's own measure on requests and skills that decided nothing."
+    yield ""
+    yield "| task | arm | seed | budget | dial | certified | kept here | | cost, plain run = 1 |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for model in models:
+        record, training = model.record, model.record.training
+        dial = "nothing shipped" if not training.shipped else f"{training.dial:g}"
+        certified = f"{training.certified[0]:.3f}, at least {training.certified[1]:.3f}" if training.certified else ""
+        word = "violated" if model.violated else "kept"
+        cost = _cost(record)
+        paid = "" if cost is None else f"{cost:.2f}"
+        yield (
+            f"| {record.task} | {record.arm} | {record.seed} | {training.budget:.0%} | {dial} | {certified} "
+            f"| {shown(model.kept)} | {word} | {paid} |"
+        )
+
+
+def violations(models: Sequence[Budgeted]) -> int:
+    """How many budgets were violated."""
+    return sum(model.violated for model in models)
+
+
+def _figures(
+    tasks: Mapping[str, Arms], found: Mapping[str, Sequence[Verdict]], models: Sequence[Budgeted]
+) -> Iterator[Figure]:
+    """The lines of the summary whose arms are all there."""
+    for claim, prefix in ((CLAIMS[0], "keep"), (CLAIMS[1], "keep_vs_full")):
+        if complete(claim, tasks):
+            yield from _shares(prefix, claim, found[claim.level])
+    if models and complete(CLAIMS[1], tasks):
+        budgets = sorted({f"{model.record.training.budget:.0%}" for model in models})
+        yield Figure(
+            "keep_budget_violations", float(violations(models)), "of the models", "models below their budget",
+            f"{len(models)} models, budgets {', '.join(budgets)}", "none is allowed",
+        )  # fmt: skip
+    costs = [cost for arms in tasks.values() for r in arms.records(OURS) if (cost := _cost(r)) is not None]
+    if costs and complete(CLAIMS[1], tasks):
+        yield Figure(
+            "keep_default_cost_vs_plain_run", max(costs), "times a plain run", "seconds of --keep 95%, the dearest run",
+            f"{min(costs):.2f} to {max(costs):.2f} over {len(costs)} runs", "training alone without anchors",
+        )  # fmt: skip
+
+
+def complete(claim: Claim, tasks: Mapping[str, Arms]) -> bool:
+    """Whether a figure may speak of every task: two at least, and none that was begun and is not finished."""
+    begun = [arms for arms in tasks.values() if set(arms.names) - {"A0"}]
+    return len(begun) >= FEWEST_TASKS and all(ready(claim, arms) for arms in begun)
+
+
+def _shares(prefix: str, claim: Claim, found: Sequence[Verdict]) -> Iterator[Figure]:
+    """The smallest gain share and the largest forgetting share over the tasks."""
+    gains = [(row.gain[1].value, row) for row in found if row.gain and row.gain[1].value is not None]
+    losses = [(row.forgotten[1].value, row) for row in found if row.forgotten and row.forgotten[1].value is not None]
+    for what, pairs, pick in (("gain", gains, min), ("forgetting", losses, max)):
+        if len(pairs) < len(found):
+            continue
+        value, row = pick(pairs, key=lambda pair: pair[0])
+        estimate = _named(row.gain if what == "gain" else row.forgotten, GAINS | LOSSES)
+        yield Figure(
+            f"{prefix}_{what}_share_{pick.__name__}", value, "of theirs", f"{what} of --keep 95%, the worst task",
+            f"{estimate} on {row.task}, {len(found)} tasks", f"{row.rival}, {ARMS[row.rival].title}",
+        )  # fmt: skip
+
+
+def _cost(record: ArmRecord) -> float | None:
+    """Seconds of training and choosing over those of training alone."""
+    training = record.training
+    if training.choice_seconds is None or not training.plain_seconds:
+        return None
+    return training.choice_seconds / training.plain_seconds
+
+
+def _numbers(
+    tasks: Mapping[str, Arms],
+    found: Mapping[str, Sequence[Verdict]],
+    models: Sequence[Budgeted],
+    figures: Sequence[Figure],
+) -> dict[str, Any]:
+    """Everything the page says, as data."""
+    arms = {
+        task: {
+            name: {
+                key: effect.estimate().model_dump()
+                for part in (some.gain, some.forgotten, some.skills)
+                for key, effect in part(name, some.seeds(name)).items()
+            }
+            for name in some.names
+        }
+        for task, some in tasks.items()
+        if "A0" in some.names
+    }
+    claims = {
+        level: [
+            {"task": row.task, "rival": row.rival, "seeds": row.seeds, "word": row.word}
+            | {key: None if one is None else {"of": one[0], **one[1].model_dump()}
+               for key, one in (("gain", row.gain), ("forgotten", row.forgotten))}
+            for row in rows
+        ]
+        for level, rows in found.items()
+    }  # fmt: skip
+    return {
+        "figures": {figure.name: vars(figure) for figure in figures},
+        "claims": claims,
+        "budget_violations": violations(models),
+        "arms": arms,
+    }
+
+
+def _named(share: tuple[str, Estimate] | None, names: Mapping[str, str]) -> str:
+    return "unknown: theirs may be nothing" if share is None else f"{shown(share[1])} ({names[share[0]]})"
+
+
+def shown(estimate: Estimate) -> str:
+    """A number with its interval."""
+    if estimate.value is None:
+        return f"unknown ({estimate.note})"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} ({estimate.low:.3f}..{estimate.high:.3f})"
