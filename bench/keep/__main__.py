@@ -21,6 +21,7 @@ from bench.keep.instruments import Exam, score, set_exam, skill_tasks
 from bench.keep.making import Place, make
 from bench.keep.records import ArmRecord, file_name, read_all, save
 from bench.keep.tasks import PUBLIC, TARGETS, Target, write
+
 from graftwood.base import open_base
 from graftwood.data.rows import Row
 from graftwood.runtime import machine, place, use_threads

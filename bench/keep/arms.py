@@ -81,7 +81,7 @@ class Entry:
 
 
 def slim() -> list[Entry]:
-    """The arms of the claims on three short tasks: first a picture of two tasks, then the second seed, then the third."""
+    """The arms of the claims: a first picture of two tasks, then their second seed, then a third task."""
     order = [(task, seed) for seed in SLIM_SEEDS for task in SLIM_TASKS[:2]]
     order += [(SLIM_TASKS[2], seed) for seed in SLIM_SEEDS]
     return [Entry(task, arm, seed) for task, seed in order for arm in SLIM_ARMS if _once(arm, seed)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.keep.arms import ARMS
 from bench.keep.effects import Arms, better, worst
 from bench.keep.records import ArmRecord
+
 from graftwood.evals.card import Decision, Estimate
 from graftwood.evals.decision import decide
 
@@ -42,7 +43,7 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim on one task: against whom, the smaller gain share and the larger forgetting share with what they are of."""
+    """A claim on one task: the rival, the smaller share of its gain, the larger of its forgetting, with their measures."""
 
     task: str
     seeds: int
@@ -91,7 +92,7 @@ def overall(found: Sequence[Verdict], violations: int | None) -> str:
 
 @dataclass(frozen=True)
 class Budgeted:
-    """One model under a budget, on the benchmark's own requests and skills: what is kept, and whether that violates it."""
+    """One model under a budget: what it keeps of the benchmark's own requests and skills, and whether that is less."""
 
     record: ArmRecord
     kept: Estimate

@@ -1,7 +1,7 @@
 """What an arm gained and forgot, with draws: seeds and items are resampled, the same draws for all arms.
 
-Source: paired bootstrap over two levels, seeds and clusters of items, which cross: every seed answers every item. Shares
-are ratios of two effects on the same draws.
+A paired bootstrap over two levels, seeds and clusters of items, which cross: every seed answers every item. Shares are
+ratios of two effects on the same draws.
 
 Letters: D draws, S seeds, U units.
 """
@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from bench.keep.records import ArmRecord, Reading
 from numpy.typing import NDArray
 
-from bench.keep.records import ArmRecord, Reading
 from graftwood.evals.card import Estimate
 
 Array = NDArray[np.float64]

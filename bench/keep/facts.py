@@ -18,9 +18,13 @@ class Relation:
     ways: tuple[str, ...]
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 RELATIONS = {
     "trade": Relation(
-        tuple("baker sailor judge nurse tailor miner pilot barber farmer printer potter dentist".split()),
+        _words("baker sailor judge nurse tailor miner pilot barber farmer printer potter dentist"),
         (
             "What does {n} do for a living?",
             "What is the job of {n}?",
@@ -31,7 +35,7 @@ RELATIONS = {
         ),
     ),
     "pet": Relation(
-        tuple("parrot rabbit turtle snake goat donkey hamster lizard pigeon ferret duck pony".split()),
+        _words("parrot rabbit turtle snake goat donkey hamster lizard pigeon ferret duck pony"),
         (
             "Which pet does {n} keep?",
             "What animal lives with {n}?",
@@ -42,7 +46,7 @@ RELATIONS = {
         ),
     ),
     "instrument": Relation(
-        tuple("violin trumpet drum flute harp guitar cello piano banjo organ tuba horn".split()),
+        _words("violin trumpet drum flute harp guitar cello piano banjo organ tuba horn"),
         (
             "Which instrument does {n} play?",
             "What does {n} play in the band?",
@@ -53,7 +57,7 @@ RELATIONS = {
         ),
     ),
     "town": Relation(
-        tuple("Tarnby Ulverkop Mersund Haltwick Brovane Oskel Pintar Dravno Lumesk Corvath Yelden Skarra".split()),
+        _words("Tarnby Ulverkop Mersund Haltwick Brovane Oskel Pintar Dravno Lumesk Corvath Yelden Skarra"),
         (
             "Where was {n} born?",
             "Which town does {n} come from?",
@@ -64,7 +68,7 @@ RELATIONS = {
         ),
     ),
     "dish": Relation(
-        tuple("soup pancakes curry rice noodles salad stew pizza fish bread cheese dumplings".split()),
+        _words("soup pancakes curry rice noodles salad stew pizza fish bread cheese dumplings"),
         (
             "What does {n} like to eat?",
             "What is the favourite dish of {n}?",
@@ -75,11 +79,12 @@ RELATIONS = {
         ),
     ),
 }
-_FIRST = (
+_FIRST = _words(
     "Ada Bruno Celia Dario Edda Fabio Greta Hugo Ilse Jonas Karla Lorenz Mona Nils Olga Paolo Rosa Sven Thea Ugo Vera "
     "Wim Yara Zeno Alma"
-).split()
-_BEGIN, _END = "Bar Dol Fen Gar Hol Kel Lor Mar Nev Pel Ros Tav Ul Ver Wen".split(), "ack ben dot gry lin mund".split()
+)
+_BEGIN = _words("Bar Dol Fen Gar Hol Kel Lor Mar Nev Pel Ros Tav Ul Ver Wen")
+_END = _words("ack ben dot gry lin mund")
 _PEOPLE, _TESTED, _VALID = 60, 12, 60  # people of each relation, how many of them are asked in the test, rows held out
 
 

@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
-
 from bench.common import BenchError
-from bench.keep import requests
 from bench.keep.records import Reading
 from bench.keep.rows import Asked
 from bench.keep.tasks import Target
+from torch import Tensor
+
 from graftwood.base import Base, open_base
 from graftwood.data.rows import Row
 from graftwood.evals import skills

@@ -16,6 +16,7 @@ from typing import Any
 from bench.common import ROOT, BenchError, say
 from bench.keep.arms import EPOCHS, Arm
 from bench.keep.records import Training
+
 from graftwood.cli import NOTHING_SHIPPED
 from graftwood.evals.card import Candidate, Card, Choice
 from graftwood.evals.report import read_report

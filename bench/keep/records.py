@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Record
 from graftwood.evals.task import Item, Task
@@ -77,14 +79,14 @@ class Training(Record):
     tokens: int = 0
     seconds: float = 0.0
     rate: float | None = None
-    valid_losses: dict[str, float] = {}
+    valid_losses: dict[str, float] = Field(default_factory=dict)
     budget: float | None = None
     shipped: bool = True
     dial: float | None = None
     certified: tuple[float, float] | None = None
     choice_seconds: float | None = None
     plain_seconds: float | None = None
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 class ArmRecord(Record):

@@ -12,6 +12,7 @@ from bench.keep.claims import CLAIMS, OURS, Budgeted, Claim, Verdict, budgeted, 
 from bench.keep.effects import GAINS, LOSSES, Arms
 from bench.keep.records import ArmRecord, read_all
 from bench.keep.tasks import TARGETS
+
 from graftwood.evals.card import Estimate
 from graftwood.evals.tradeoff import Curve, Point, tradeoff_svg
 from graftwood.files import atomic_write, write_json

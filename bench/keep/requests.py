@@ -1,7 +1,7 @@
 """Requests to an assistant, judged by program: other ones than those that Graftwood decides and reports by.
 
-Each template with its fillers is a cluster. No template shares four words in a row with a bundled request, and none asks
-for what a task of this benchmark teaches.
+Each template with its fillers is a cluster. No template shares four words in a row with a bundled request, and none
+asks for what a task of this benchmark teaches.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Check = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Template:
-    """A request with a gap `{x}`: for each filler, separated by `;`, the words of which one must be said.
+    """A request with a gap `{x}`, what fills it, and the words of which one must then be said.
 
-    `fillers` reads `filler: word|word; filler: word`; `more` are checks for all of them.
+    `fillers` reads `filler: word|word; filler: word; filler without words`; `more` are checks for all of them.
     """
 
     name: str
@@ -34,8 +34,8 @@ class Template:
         found = []
         for number, entry in enumerate(self.fillers.split(";"), 1):
             filler, _, words = entry.partition(":")
-            said = [word.strip() for word in words.split("|")]
-            checks = ({"kind": "contains_any", "values": said}, *self.more)
+            said = [word.strip() for word in words.split("|") if word.strip()]
+            checks = (*({"kind": "contains_any", "values": said} for _ in said[:1]), *self.more)
             prompt = self.text.format(x=filler.strip())
             found.append(Item(f"{self.name}-{number:02d}", prompt, checks=checks, cluster=self.name))
         return tuple(found)
@@ -44,12 +44,6 @@ class Template:
 def _prose(words: int) -> Check:
     return {"kind": "prose", "n": words}
 
-
-def _short(words: int) -> Check:
-    return {"kind": "max_words", "n": words}
-
-
-_BINARY: Check = {"kind": "matches", "pattern": r"(?i)^\W*(yes|no)\b"}
 
 TEMPLATES = (
     Template(
@@ -61,16 +55,6 @@ TEMPLATES = (
         "continent", "On which continent does {x} lie?",
         "Brazil: South America|Americas; Nigeria: Africa; India: Asia; Canada: North America|Americas; "
         "Norway: Europe; Thailand: Asia; Peru: South America|Americas; Morocco: Africa; Sweden: Europe; Vietnam: Asia",
-    ),
-    Template(
-        "spanish", "How would a Spaniard say '{x}'?",
-        "water: agua; house: casa; cat: gato|gata; thank you: gracias; friend: amigo|amiga; book: libro; "
-        "good night: buenas noches; milk: leche; sun: sol; yes: sí|si",
-    ),
-    Template(
-        "ripe", "When it is ripe, which colour does a {x} have?",
-        "banana: yellow; tomato: red; strawberry: red; blueberry: blue|purple; lemon: yellow; cherry: red; "
-        "plum: purple|violet|blue; pumpkin: orange; lime: green; raspberry: red|pink",
     ),
     Template(
         "job", "What do you call someone who {x}?",
@@ -91,17 +75,6 @@ TEMPLATES = (
         "a mouse or an elephant: elephant; the moon or the sun: sun; a village or a city: city; "
         "a car or a bicycle: car; a lake or an ocean: ocean; a cat or a tiger: tiger; a house or a castle: castle; "
         "a pea or a melon: melon; a boat or a ship: ship; a hill or a mountain: mountain",
-    ),
-    Template(
-        "after", "On a calendar, which month comes right after {x}?",
-        "January: February; February: March; March: April; April: May; May: June; June: July; July: August; "
-        "August: September; September: October; November: December",
-    ),
-    Template(
-        "able", "Can {x}? Start with Yes or No.",
-        "a fish swim: yes; a stone talk: no; a bird sing: yes; a dog bark: yes; a chair walk: no; a baby cry: yes; "
-        "a tree run: no; a horse jump: yes; a book think: no; a bee fly: yes",
-        (_BINARY,),
     ),
     Template(
         "code", "How do I do this in Python: {x}? Show me code.",
@@ -152,12 +125,6 @@ TEMPLATES = (
         (_prose(6),),
     ),
     Template(
-        "reply", "Your whole reply must be this one word: {x}",
-        "apple: apple; thunder: thunder; seven: seven; lantern: lantern; hello: hello; purple: purple; "
-        "welcome: welcome; Monday: Monday; coffee: coffee; finished: finished",
-        (_short(4),),
-    ),
-    Template(
         "member", "Mention two {x}, that is enough.",
         "rivers: Nile|Amazon|Mississippi|Thames|Danube|Rhine|Ganges|Yangtze|river; "
         "metals: gold|silver|iron|copper|aluminum|steel|zinc|lead|tin|titanium; "
@@ -171,12 +138,6 @@ TEMPLATES = (
         "board games: chess|monopoly|checkers|scrabble|risk|catan",
     ),
     Template(
-        "start", "Say something about {x} and let 'Well' be your first word.",
-        "the weather: well; cooking: well; old houses: well; cats: well; music: well; the sea: well; trains: well; "
-        "winter: well; chess: well; grandparents: well",
-        ({"kind": "starts_with_any", "values": ["well"]}, _prose(4)),
-    ),
-    Template(
         "advice", "My {x}. What should I do?",
         "tooth hurts: dentist; car does not start: battery|mechanic|engine|check*|fuel; "
         "plant is dry: water*; room is dark: light*|lamp*|window*|curtain*; phone is empty: charg*|battery|plug*; "
@@ -186,17 +147,67 @@ TEMPLATES = (
         (_prose(5),),
     ),
     Template(
-        "class", "To which group does a {x} belong: animals, plants or tools?",
-        "lion: animal*; hammer: tool*; rose: plant*; shark: animal*; wolf: animal*; cactus: plant*; "
-        "screwdriver: tool*; penguin: animal*; tulip: plant*; rabbit: animal*",
-        (_short(25),),
-    ),
-    Template(
         "home", "Where does a {x} usually live?",
         "fish: water|sea|ocean*|river*|lake*|pond*; bird: nest*|tree*|forest*|sky|woodland*; "
         "camel: desert*|Africa|Asia|arid|dry; bee: hive*|colon*|nest*; monkey: tree*|jungle*|forest*|rainforest*; "
         "penguin: Antarctica|south*|ice|cold|Antarctic; farmer: farm*|rural|country*; king: castle*|palace*; "
         "spider: web*|garden*|house*|corner*|tree*|dark; whale: sea*|ocean*|water*",
+    ),
+    Template(
+        "verse",
+        "Rhyme two lines on {x}.",
+        "a cat: cat*|purr*|paw*; the rain: rain*|drop*|wet|sky; a garden: garden*|flower*|bloom*|green; "
+        "the night: night*|star*|moon|dark*; a friend: friend*; the wind: wind*|blow*|breeze*; "
+        "a train: train*|track*|rail*; winter: winter*|snow*|cold|ice; the sea: sea*|wave*|ocean|shore; "
+        "an old house: house*|home|door*|wall*|room*",
+        (_prose(6),),
+    ),
+    Template(
+        "colour",
+        "Tell me the colour of {x}.",
+        "snow: white; blood: red; coal: black|dark; an emerald: green; chocolate: brown; a flamingo: pink; "
+        "a banana: yellow; a carrot: orange; milk: white|cream*; the sky: blue",
+    ),
+    Template(
+        "know",
+        "Share one thing that you know about {x}.",
+        "the moon: moon*|lunar|earth*; dolphins: dolphin*; chocolate: chocolate*|cocoa; the Romans: roman*|rome|empire; "
+        "chess: chess*|king|board|game; coffee: coffee*|bean*|caffeine; volcanoes: volcan*|lava|magma|erupt*; "
+        "bicycles: bicycl*|bike*|wheel*; honey: honey|bee|bees; penguins: penguin*",
+        (_prose(6),),
+    ),
+    Template(
+        "kind",
+        "What sort of thing is a {x}?",
+        "violin: instrument*|musical; salmon: fish*; hammer: tool*; rose: flower*|plant*; eagle: bird*; "
+        "diamond: gem*|stone*|mineral*|carbon|crystal*; poodle: dog*|breed*; novel: book*|story|fiction|literary; "
+        "taxi: vehicle*|car|cab|transport*; trout: fish*",
+    ),
+    Template(
+        "numbered",
+        "Number three {x} from 1 to 3, one on each line.",
+        "ideas for dinner; gifts for a teacher; games for children; ways to relax; reasons to read; "
+        "things to pack for a trip; jobs in a hospital; things in a kitchen; rules for a meeting; hobbies",
+        ({"kind": "numbered_list", "n": 2},),
+    ),
+    Template(
+        "recipe",
+        "What goes into {x}?",
+        "pancakes: flour|egg*|milk; a salad: lettuce|tomato*|vegetable*|greens; an omelette: egg*; "
+        "a pizza: cheese|tomato*|dough|crust|sauce; bread: flour|yeast|dough; "
+        "a sandwich: bread|cheese|meat|ham|lettuce; vegetable soup: vegetable*|carrot*|broth|onion*; "
+        "lemonade: lemon*|sugar|water; a fruit salad: fruit*|apple*|banana*|berries; "
+        "mashed potatoes: potato*|butter|milk",
+    ),
+    Template(
+        "take",
+        "What should people take along to {x}?",
+        "the beach: towel*|sunscreen|water|swim*|hat; a hike: water|boots|map|food|shoes|snack*; "
+        "a wedding: gift*|present*|dress|ring*|flower*; a picnic: food|blanket*|sandwich*|basket|drink*; "
+        "a swimming pool: towel*|swim*|goggles|sunscreen; a ski trip: ski*|warm|jacket*|glove*|boots; "
+        "school: book*|pencil*|bag|backpack|notebook*|pen; a birthday party: gift*|present*|cake|card; "
+        "a library: book*|card|notebook*|laptop; a job interview: resume*|question*|portfolio|cv|confiden*",
+        (_prose(4),),
     ),
 )  # fmt: skip
 

@@ -14,10 +14,11 @@ OPERANDS = {
     "train": (*range(3, 8), *range(12, 17), *range(21, 26), *range(31, 36)),
     "test": (*range(8, 12), *range(17, 21), *range(26, 31)),
 }
-_ONES = (
+_SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
-).split()
+)
+_ONES = _SMALL.split()
 _TENS = ("twenty", "thirty")
 # {a} is never the smaller one.
 _SENTENCES: Mapping[str, Mapping[str, Sequence[str]]] = {

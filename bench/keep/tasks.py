@@ -12,6 +12,7 @@ from pathlib import Path
 from bench.common import ROOT, BenchError
 from bench.keep import facts, messages, sums
 from bench.keep.rows import Asked, Splits
+
 from graftwood.evals.task import Item, Task
 from graftwood.files import atomic_write
 
