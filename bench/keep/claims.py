@@ -43,7 +43,7 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim on one task: the rival, the smaller share of its gain, the larger of its forgetting, with their measures."""
+    """A claim on one task: the rival, the smaller share of its gain, the larger of its forgetting, each named."""
 
     task: str
     seeds: int

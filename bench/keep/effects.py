@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from bench.keep.records import ArmRecord, Reading
@@ -135,6 +136,7 @@ def _sums(readings: Sequence[Reading]) -> tuple[Array, Array]:
     return totals, np.bincount(owner, first.weights).astype(np.float64)
 
 
+@cache
 def _drawn(count: int, stream: str) -> Array:
     """How often each of so many things is in each draw, [D, count]; the same for every arm."""
     generator = np.random.default_rng((_SEED, zlib.crc32(stream.encode()), count))

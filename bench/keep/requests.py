@@ -171,7 +171,7 @@ TEMPLATES = (
     Template(
         "know",
         "Share one thing that you know about {x}.",
-        "the moon: moon*|lunar|earth*; dolphins: dolphin*; chocolate: chocolate*|cocoa; the Romans: roman*|rome|empire; "
+        "the moon: moon*|lunar|earth*; dolphins: dolphin*; chocolate: chocolate*|cocoa; the Romans: roman*|rome; "
         "chess: chess*|king|board|game; coffee: coffee*|bean*|caffeine; volcanoes: volcan*|lava|magma|erupt*; "
         "bicycles: bicycl*|bike*|wheel*; honey: honey|bee|bees; penguins: penguin*",
         (_prose(6),),
@@ -184,11 +184,14 @@ TEMPLATES = (
         "taxi: vehicle*|car|cab|transport*; trout: fish*",
     ),
     Template(
-        "numbered",
-        "Number three {x} from 1 to 3, one on each line.",
-        "ideas for dinner; gifts for a teacher; games for children; ways to relax; reasons to read; "
-        "things to pack for a trip; jobs in a hospital; things in a kitchen; rules for a meeting; hobbies",
-        ({"kind": "numbered_list", "n": 2},),
+        "ideas",
+        "I am out of ideas for {x}. Help me with a few.",
+        "dinner: chicken|pasta|soup|salad|rice|vegetable*|meal*|dish*; a rainy day: read*|movie*|book*|game*|indoor*; "
+        "a gift for a teacher: book*|card*|gift*|mug|pen; a school play: play*|story|character*|stage; "
+        "a birthday cake: cake*|chocolate|frosting|cream; a picnic: food|sandwich*|picnic*|blanket*|fruit*; "
+        "my garden: garden*|plant*|flower*|tree*; a holiday: trip*|travel*|beach*|holiday*|vacation*|visit*; "
+        "a costume: costume*|dress*|mask*|wear*|character*; a game with children: game*|play*|hide*|children|kids",
+        (_prose(6),),
     ),
     Template(
         "recipe",
