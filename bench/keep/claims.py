@@ -26,6 +26,11 @@ class Claim:
     no_violation: bool = False
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """The arms that it takes."""
+        return (OURS, *self.rivals)
+
+    @property
     def text(self) -> str:
         """The claim in a sentence."""
         who = " and ".join(f"{name} ({ARMS[name].title})" for name in self.rivals)
@@ -57,7 +62,7 @@ def verdicts(claim: Claim, tasks: Mapping[str, Arms]) -> list[Verdict]:
     """The claim on every task whose arms are all there with enough seeds."""
     found = []
     for task, arms in tasks.items():
-        seeds = ready(claim, arms)
+        seeds = ready(arms, claim.needs)
         if not seeds:
             continue
         rival = better(arms, claim.rivals, seeds)
@@ -73,12 +78,11 @@ def verdicts(claim: Claim, tasks: Mapping[str, Arms]) -> list[Verdict]:
     return found
 
 
-def ready(claim: Claim, arms: Arms) -> list[int]:
-    """The seeds that all arms of a claim have; none where they are too few."""
-    needed = ("A0", OURS, *claim.rivals)
-    if not all(name in arms.names for name in needed):
+def ready(arms: Arms, names: Sequence[str]) -> list[int]:
+    """The seeds that all of these arms have; none where they are too few, or the base is missing."""
+    if not {"A0", *names} <= set(arms.names):
         return []
-    seeds = arms.seeds(*needed)
+    seeds = arms.seeds(*names)
     return seeds if len(seeds) >= SEEDS else []
 
 

@@ -17,11 +17,13 @@ from bench.common import ROOT, BenchError, say
 from bench.keep.arms import EPOCHS, Arm
 from bench.keep.records import Training
 
+from graftwood.choose.relation import SHELF
 from graftwood.cli import NOTHING_SHIPPED
 from graftwood.evals.card import Candidate, Card, Choice
 from graftwood.evals.report import read_report
 
-_GRAFT = (sys.executable, "-c", "from graftwood.cli import main; main()")
+_GRAFT = (sys.executable, "-c", "from graftwood.choose.relation import SHELF
+from graftwood.cli import main; main()")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def make(arm: Arm, seed: int, place: Place) -> tuple[Path, Training]:
 def _by_graft(arm: Arm, seed: int, place: Place) -> tuple[Path, Training]:
     """One run a rate; the model of the lowest validation loss, its adapter folded in."""
     # What earlier runs found out about this base would make an arm depend on which ran before it.
-    shutil.rmtree(place.cache / "kept-against-drift", ignore_errors=True)
+    shutil.rmtree(place.cache / SHELF, ignore_errors=True)
     commands, cards = [], {}
     for rate in arm.rates or (None,):
         run = place.work / ("run" if rate is None else f"run-{rate:g}")

@@ -144,26 +144,27 @@ def _figures(
 ) -> Iterator[Figure]:
     """The lines of the summary whose arms are all there."""
     for claim, prefix in ((CLAIMS[0], "keep"), (CLAIMS[1], "keep_vs_full")):
-        if complete(claim, tasks):
+        if complete(tasks, claim.needs):
             yield from _shares(prefix, claim, found[claim.level])
-    if models and complete(CLAIMS[1], tasks):
-        budgets = sorted({f"{model.record.training.budget:.0%}" for model in models})
-        yield Figure(
-            "keep_budget_violations", float(violations(models)), "of the models", "models below their budget",
-            f"{len(models)} models, budgets {', '.join(budgets)}", "none is allowed",
-        )  # fmt: skip
-    costs = [cost for arms in tasks.values() for r in arms.records(OURS) if (cost := _cost(r)) is not None]
-    if costs and complete(CLAIMS[1], tasks):
+    if not complete(tasks, (OURS,)):
+        return
+    budgets = sorted({f"{model.record.training.budget:.0%}" for model in models})
+    yield Figure(
+        "keep_budget_violations", float(violations(models)), "of the models", "models below their budget",
+        f"{len(models)} models, budgets {', '.join(budgets)}", "none is allowed",
+    )  # fmt: skip
+    costs = [cost for arms in tasks.values() for record in arms.records(OURS) if (cost := _cost(record)) is not None]
+    if costs:
         yield Figure(
             "keep_default_cost_vs_plain_run", max(costs), "times a plain run", "seconds of --keep 95%, the dearest run",
             f"{min(costs):.2f} to {max(costs):.2f} over {len(costs)} runs", "training alone without anchors",
         )  # fmt: skip
 
 
-def complete(claim: Claim, tasks: Mapping[str, Arms]) -> bool:
-    """Whether a figure may speak of every task: two at least, and none that was begun and is not finished."""
+def complete(tasks: Mapping[str, Arms], names: Sequence[str]) -> bool:
+    """Whether a figure about these arms may speak of every task: two at least, none begun and not finished."""
     begun = [arms for arms in tasks.values() if set(arms.names) - {"A0"}]
-    return len(begun) >= FEWEST_TASKS and all(ready(claim, arms) for arms in begun)
+    return len(begun) >= FEWEST_TASKS and all(ready(arms, names) for arms in begun)
 
 
 def _shares(prefix: str, claim: Claim, found: Sequence[Verdict]) -> Iterator[Figure]:

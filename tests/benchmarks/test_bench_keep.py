@@ -230,14 +230,15 @@ def test_figures_speak_of_every_task_or_are_not_written(tmp_path: Path) -> None:
             made += [made_up("P1", seed, 0.5, 0.75, 0.02, task), made_up("P2", seed, 0.78, 0.6, 0.1, task)]
             made.append(made_up("O95", seed, 0.8, 0.79, 0.004, task))
     grouped = report.grouped(made)
-    assert report.complete(claims.CLAIMS[0], grouped)
-    assert not report.complete(claims.CLAIMS[1], grouped)
-    assert not report.complete(claims.CLAIMS[0], report.grouped([*made, made_up("P1", 0, 0.5, 0.7, 0.02, "code")]))
+    assert report.complete(grouped, claims.CLAIMS[0].needs)
+    assert not report.complete(grouped, claims.CLAIMS[1].needs)
+    begun = report.grouped([*made, made_up("P1", 0, 0.5, 0.7, 0.02, "code")])
+    assert not report.complete(begun, claims.CLAIMS[0].needs)
     for record in made:
         records.save(record, tmp_path)
     report.write(tmp_path)
     figures = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["figures"]
-    assert set(figures) == {"keep_gain_share_min", "keep_forgetting_share_max"}
+    assert set(figures) == {"keep_gain_share_min", "keep_forgetting_share_max", "keep_budget_violations"}
     assert figures["keep_gain_share_min"]["value"] == pytest.approx(0.8 / 0.78, rel=0.02)
 
 
