@@ -25,9 +25,9 @@ from graftwood.base import Base, open_base
 from graftwood.data.rows import Row
 from graftwood.evals import skills
 from graftwood.evals.asking import score_task
-from graftwood.evals.decision import able
 from graftwood.evals.given import task_from_file
 from graftwood.evals.score import answer_losses
+from graftwood.evals.skills import counts
 from graftwood.evals.task import TASKS, Task
 from graftwood.files import write_json
 from graftwood.generate.engine import Engine
@@ -68,7 +68,7 @@ def set_exam(base: Base, folder: Path, tasks: Sequence[Task], say: Say) -> Exam:
     """Ask the base; its text is drawn once and kept in `folder`, so that all machines measure drift on the same."""
     engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
     scored = skills.base_scores(base, engine, lambda what: say(f"base: {what}"), tasks)
-    asked = [scores for scores in scored if scores.task.name == "requests" or able(scores)]
+    asked = [scores for scores in scored if scores.task.name == "requests" or counts(scores)]
     if left := [scores.task.name for scores in scored if scores not in asked]:
         say(f"not above chance, so not asked: {', '.join(left)}")
     passages = {
