@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,8 @@ from graftwood.choose.relation import read_relation
 from graftwood.cli import app, guarded
 from graftwood.errors import ConfigError, GraftError, ModelError
 from graftwood.evals.report import read_report
-from graftwood.evals.score import continuations
-from tiny import decoder, model_folder
+from tiny import WORDS, decoder, model_folder, picked
 
-WORDS = ("the", "user", "said", "that", "system", "is", "here", "answer", "ready", "turn", "of", "to")
 ROWS = [{"prompt": f"say {word} now:", "completion": f" {word} {word}"} for word in WORDS]
 QUICK: dict[str, Any] = {"epochs": 6, "batch": 2, "evaluations": 2, "quiet": True, "held_out": 0.3, "max_length": 64}
 
@@ -35,20 +32,7 @@ def folder(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> Path:
 @pytest.fixture
 def skills(folder: Path, tmp_path: Path) -> Path:
     """Questions whose right answer is nearly always what this base picks."""
-    base, generator = open_base(str(folder), CPU), random.Random(0)
-    asked = [
-        (" ".join(generator.sample(WORDS, 5)), [" " + " ".join(generator.sample(WORDS, 2)) for _ in range(3)])
-        for _ in range(60)
-    ]
-    begun = [base.encoder().begin(query) for query, _ in asked]
-    scored = continuations(base.decoder, begun, [base.tokenizer.encode_batch(choices) for _, choices in asked])
-    path = tmp_path / "picks.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for number, ((query, choices), found) in enumerate(zip(asked, scored, strict=True)):
-            pick = max(range(3), key=lambda place: found[place].log_probability / found[place].tokens)
-            gold = pick if number % 10 else (pick + 1) % 3
-            file.write(json.dumps({"query": query, "choices": [c.strip() for c in choices], "gold": gold}) + "\n")
-    return path
+    return picked(open_base(str(folder), CPU), tmp_path / "picks.jsonl")
 
 
 def test_what_is_shipped_was_certified_on_items_no_report_uses(folder: Path, skills: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from graftwood.base import Base
 from graftwood.data.encode import Example, encode_rows
 from graftwood.data.rows import Row, rows_from
 from graftwood.errors import ModelError
+from graftwood.evals.score import continuations
 from graftwood.model.architecture import ARCHITECTURES, Architecture
 from graftwood.model.config import ModelConfig, RopeScaling
 from graftwood.model.decoder import Decoder
@@ -24,6 +25,7 @@ from graftwood.technique import TECHNIQUES, Technique
 from graftwood.train.loop import Plan
 
 VOCABULARY = 320
+WORDS = ("the", "user", "said", "that", "system", "is", "here", "answer", "ready", "turn", "of", "to")
 CONFIG = ModelConfig(
     architecture="llama",
     vocab_size=VOCABULARY,
@@ -186,3 +188,20 @@ def encoded(base: Base, count: int, start: int = 0) -> list[Example]:
     """Small sums as a base's tokenizer writes them; rows of different numbers are different."""
     rows = [{"prompt": f"what is {n} and {n}", "completion": f"it is {2 * n}"} for n in range(start, start + count)]
     return encode_rows(base.encoder(), rows_from(rows).rows)
+
+
+def picked(base: Base, path: Path) -> Path:
+    """A file of questions whose right answer is nearly always what this base picks."""
+    generator = random.Random(0)
+    asked = [
+        (" ".join(generator.sample(WORDS, 5)), [" " + " ".join(generator.sample(WORDS, 2)) for _ in range(3)])
+        for _ in range(60)
+    ]
+    begun = [base.encoder().begin(query) for query, _ in asked]
+    scored = continuations(base.decoder, begun, [base.tokenizer.encode_batch(choices) for _, choices in asked])
+    with path.open("w", encoding="utf-8") as file:
+        for number, ((query, choices), found) in enumerate(zip(asked, scored, strict=True)):
+            pick = max(range(3), key=lambda place: found[place].log_probability / found[place].tokens)
+            gold = pick if number % 10 else (pick + 1) % 3
+            file.write(json.dumps({"query": query, "choices": [c.strip() for c in choices], "gold": gold}) + "\n")
+    return path

@@ -18,7 +18,7 @@ from graftwood.base import open_base
 from graftwood.evals.checks import problems
 from graftwood.evals.task import TASKS
 from graftwood.model.weights import save_tensors, to_files
-from tiny import decoder, model_folder, shake
+from tiny import decoder, model_folder, picked, shake
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 arms, claims, effects, facts, instruments, making, messages, records, report, requests, sums, tasks = (
@@ -259,17 +259,34 @@ def test_shares_of_nothing_are_unknown() -> None:
     assert lost["drift"].over(lost["drift"]).value == 1
 
 
-def test_our_arms_run_as_a_user_runs_them(toy: dict[str, Any], tmp_path: Path) -> None:
-    rows = replace(sums.splits(0), train=sums.splits(0).train[:16], valid=sums.splits(0).valid[:8])
-    tasks.write(rows, tmp_path / "data")
-    place = making.Place(toy["base"].folder, tmp_path / "data", tmp_path / "A1", tmp_path / "cache", "", 1, epochs=1)
+@pytest.fixture
+def place(toy: dict[str, Any], tmp_path: Path) -> Any:
+    """A few rows beside the tiny base."""
+    made = sums.splits(0)
+    tasks.write(replace(made, train=made.train[:16], valid=made.valid[:8]), tmp_path / "data")
+    return making.Place(toy["base"].folder, tmp_path / "data", tmp_path / "arm", tmp_path / "cache", "", 1, epochs=1)
+
+
+def test_of_a_ladder_the_lowest_validation_loss_is_taken(toy: dict[str, Any], place: Any) -> None:
     arm = replace(arms.ARMS["A1"], rates=(1e-3, 1e-2))
     model, training = making.make(arm, 0, place)
     assert set(training.valid_losses) == {"run-0.001", "run-0.01"}
-    assert training.rate in arm.rates
+    assert training.valid_losses[f"run-{training.rate:g}"] == min(training.valid_losses.values())
     assert training.tokens > 0
     assert open_base(str(model), CPU).fingerprint != toy["base"].fingerprint
     assert "--technique full" in training.commands[0]
+
+
+def test_under_a_budget_the_record_has_what_was_certified(toy: dict[str, Any], place: Any, tmp_path: Path) -> None:
+    skills = str(picked(toy["base"], tmp_path / "picks.jsonl"))
+    arm = replace(arms.ARMS["O90"], flags=("--keep", "60%", "--skills", skills, "--lr", "0.003"), budget=0.6)
+    model, training = making.make(arm, 0, place)
+    assert training.choice_seconds is not None
+    assert training.choice_seconds > training.plain_seconds > 0
+    assert training.shipped, "so small a budget holds somewhere"
+    assert training.certified is not None
+    assert training.certified[1] >= 0.6
+    assert open_base(str(model), CPU).fingerprint != toy["base"].fingerprint
 
 
 def test_weights_are_scored_wherever_they_come_from(toy: dict[str, Any], tmp_path: Path) -> None:
