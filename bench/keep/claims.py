@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.keep.arms import ARMS
-from bench.keep.effects import Arms, better, worst
+from bench.keep.effects import Arms, better
 from bench.keep.records import ArmRecord
 
 from graftwood.evals.card import Decision, Estimate
 from graftwood.evals.decision import decide
 
 OURS, ENOUGH, SEEDS = "O95", 0.95, 2
+FINE_GAIN, FINE_LOSS = "loss", "drift"  # measured in nats; the task's metric and requests are counted, and coarse
 HOLDS, FAILS, OPEN = "holds", "fails", "not shown"
 
 
@@ -48,13 +49,13 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim on one task: the rival, the smaller share of its gain, the larger of its forgetting, each named."""
+    """A claim on one task: the rival, and the shares of its gain and of its forgetting by each measure."""
 
     task: str
     seeds: int
     rival: str
-    gain: tuple[str, Estimate] | None
-    forgotten: tuple[str, Estimate] | None
+    gains: Mapping[str, Estimate]
+    losses: Mapping[str, Estimate]
     word: str
 
 
@@ -73,8 +74,7 @@ def verdicts(claim: Claim, tasks: Mapping[str, Arms]) -> list[Verdict]:
                 (arms.forgotten(OURS, seeds), arms.forgotten(rival, seeds)),
             )
         )
-        gain, lost = worst(gains, min), worst(losses, max)
-        found.append(Verdict(task, len(seeds), rival, gain, lost, _word(gain, lost, claim.most)))
+        found.append(Verdict(task, len(seeds), rival, gains, losses, _word(gains, losses, claim.most)))
     return found
 
 
@@ -129,14 +129,22 @@ def decision(base: ArmRecord, record: ArmRecord, budget: float) -> Decision:
     return decide(before, after, budget)
 
 
-def _word(gain: tuple[str, Estimate] | None, lost: tuple[str, Estimate] | None, most: float) -> str:
-    if gain is None or lost is None:
-        return OPEN
-    (_, gained), (_, forgotten) = gain, lost
-    assert gained.low is not None
-    assert gained.high is not None
-    assert forgotten.low is not None
-    assert forgotten.high is not None
-    if gained.high < ENOUGH or forgotten.low > most:
+def _word(gains: Mapping[str, Estimate], losses: Mapping[str, Estimate], most: float) -> str:
+    """The fine measures decide by their whole interval; the coarse ones must agree in value, and any may refute."""
+    floors, ceilings = _known(gains), _known(losses)
+    if any(high < ENOUGH for _, _, high in floors.values()) or any(low > most for _, low, _ in ceilings.values()):
         return FAILS
-    return HOLDS if gained.low >= ENOUGH and forgotten.high <= most else OPEN
+    if FINE_GAIN not in floors or FINE_LOSS not in ceilings:
+        return OPEN
+    agree = all(value >= ENOUGH for value, _, _ in floors.values())
+    agree = agree and all(value <= most for value, _, _ in ceilings.values())
+    return HOLDS if agree and floors[FINE_GAIN][1] >= ENOUGH and ceilings[FINE_LOSS][2] <= most else OPEN
+
+
+def _known(shares: Mapping[str, Estimate]) -> dict[str, tuple[float, float, float]]:
+    """Value, lower and upper bound of the shares that there are."""
+    return {
+        name: (share.value, share.low, share.high)
+        for name, share in shares.items()
+        if share.value is not None and share.low is not None and share.high is not None
+    }

@@ -9,7 +9,7 @@ Letters: D draws, S seeds, U units.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,8 +21,6 @@ from graftwood.evals.card import Estimate
 
 Array = NDArray[np.float64]
 DRAWS, _SEED = 2000, 20260101
-GAINS = {"metric": "the task's metric", "loss": "answer loss"}
-LOSSES = {"requests": "requests lost", "drift": "drift"}
 
 
 @dataclass(frozen=True)
@@ -115,15 +113,6 @@ def better(arms: Arms, names: Sequence[str], seeds: Sequence[int]) -> str:
         return gained["metric"].value, gained["loss"].value
 
     return max(names, key=rank)
-
-
-def worst(shares: Mapping[str, Estimate], pick: Callable[..., str]) -> tuple[str, Estimate] | None:
-    """Of the shares that there are the one that `pick` takes, `min` or `max`, by name."""
-    known = {name: share for name, share in shares.items() if share.value is not None}
-    if not known:
-        return None
-    name = pick(known, key=lambda key: known[key].value)
-    return name, known[name]
 
 
 def _sums(readings: Sequence[Reading]) -> tuple[Array, Array]:

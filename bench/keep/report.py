@@ -9,7 +9,7 @@ from typing import Any
 from bench.common import RESULTS, Figure, say, summarise
 from bench.keep.arms import ARMS
 from bench.keep.claims import CLAIMS, OURS, Budgeted, Claim, Verdict, budgeted, overall, ready, verdicts
-from bench.keep.effects import GAINS, LOSSES, Arms
+from bench.keep.effects import Arms
 from bench.keep.records import ArmRecord, read_all
 from bench.keep.tasks import TARGETS
 
@@ -76,15 +76,20 @@ def _page(
 
 
 def _claims(found: Mapping[str, Sequence[Verdict]], models: Sequence[Budgeted]) -> Iterator[str]:
-    yield "| level | claim | task | against | gain, share of theirs | forgotten, share of theirs | |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "Shares are of what the rival gained and forgot; the last word is the verdict."
+    yield ""
+    yield "| level | task | against | gain (metric) | gain (loss) | requests lost | drift | |"
+    yield "|---|---|---|---|---|---|---|---|"
     for claim in CLAIMS:
         rows = found[claim.level]
         word = overall(rows, violations(models) if claim.no_violation else None) if rows else "arms are missing"
-        yield f"| {claim.level} | {claim.text} | all | | | | **{word}** |"
+        yield f"| **{claim.level}** | all | | | | | | **{word}** |"
         for row in rows:
-            gain, lost = _named(row.gain, GAINS), _named(row.forgotten, LOSSES)
-            yield f"| | | {row.task} | {row.rival}, {row.seeds} seeds | {gain} | {lost} | {row.word} |"
+            shares = " | ".join(shown(share) for share in (*row.gains.values(), *row.losses.values()))
+            yield f"| {claim.level} | {row.task} | {row.rival}, {row.seeds} seeds | {shares} | {row.word} |"
+    yield ""
+    for claim in CLAIMS:
+        yield f"* {claim.level}: {claim.text}"
     yield ""
 
 
@@ -168,17 +173,19 @@ def complete(tasks: Mapping[str, Arms], names: Sequence[str]) -> bool:
 
 
 def _shares(prefix: str, claim: Claim, found: Sequence[Verdict]) -> Iterator[Figure]:
-    """The smallest gain share and the largest forgetting share over the tasks."""
-    gains = [(row.gain[1].value, row) for row in found if row.gain and row.gain[1].value is not None]
-    losses = [(row.forgotten[1].value, row) for row in found if row.forgotten and row.forgotten[1].value is not None]
-    for what, pairs, pick in (("gain", gains, min), ("forgetting", losses, max)):
-        if len(pairs) < len(found):
-            continue
-        value, row = pick(pairs, key=lambda pair: pair[0])
-        estimate = _named(row.gain if what == "gain" else row.forgotten, GAINS | LOSSES)
+    """The smallest gain share and the largest forgetting share over tasks and measures."""
+    for what, pick in (("gain", min), ("forgetting", max)):
+        known = [
+            (share.value, f"{shown(share)} by {name} on {row.task}", row.rival)
+            for row in found
+            for name, share in (row.gains if what == "gain" else row.losses).items()
+            if share.value is not None
+        ]
+        value, where, rival = pick(known)
         yield Figure(
-            f"{prefix}_{what}_share_{pick.__name__}", value, "of theirs", f"{what} of --keep 95%, the worst task",
-            f"{estimate} on {row.task}, {len(found)} tasks", f"{row.rival}, {ARMS[row.rival].title}",
+            f"{prefix}_{what}_share_{pick.__name__}", value, "of theirs",
+            f"{what} of --keep 95%, the worst measure on the worst of {len(found)} tasks",
+            where, f"{rival}, {ARMS[rival].title}",
         )  # fmt: skip
 
 
@@ -212,22 +219,17 @@ def _numbers(
     claims = {
         level: [
             {"task": row.task, "rival": row.rival, "seeds": row.seeds, "word": row.word}
-            | {key: None if one is None else {"of": one[0], **one[1].model_dump()}
-               for key, one in (("gain", row.gain), ("forgotten", row.forgotten))}
+            | {f"share of {name}": share.model_dump() for name, share in (*row.gains.items(), *row.losses.items())}
             for row in rows
         ]
         for level, rows in found.items()
-    }  # fmt: skip
+    }
     return {
         "figures": {figure.name: vars(figure) for figure in figures},
         "claims": claims,
         "budget_violations": violations(models),
         "arms": arms,
     }
-
-
-def _named(share: tuple[str, Estimate] | None, names: Mapping[str, str]) -> str:
-    return "unknown: theirs may be nothing" if share is None else f"{shown(share[1])} ({names[share[0]]})"
 
 
 def shown(estimate: Estimate) -> str:

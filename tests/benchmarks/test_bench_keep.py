@@ -207,8 +207,9 @@ def made_up(arm: str, seed: int, gain: float, requests_right: float, drift: floa
         ((0.80, 0.79, 0.090), claims.FAILS),
         ((0.80, 0.60, 0.004), claims.FAILS),
         ((0.745, 0.79, 0.004), claims.OPEN),
+        ((0.80, 0.69, 0.004), claims.OPEN),
     ],
-    ids=["holds", "gains too little", "drifts too far", "follows too few requests", "cannot be told"],
+    ids=["holds", "gains too little", "drifts too far", "follows too few", "hardly gains enough", "may follow too few"],
 )
 def test_a_claim_holds_fails_or_is_not_shown(ours: tuple[float, float, float], word: str) -> None:
     made = [made_up("A0", 0, 0.0, 0.8, 0.0)]
@@ -240,6 +241,7 @@ def test_figures_speak_of_every_task_or_are_not_written(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["figures"]
     assert set(figures) == {"keep_gain_share_min", "keep_forgetting_share_max", "keep_budget_violations"}
     assert figures["keep_gain_share_min"]["value"] == pytest.approx(0.8 / 0.78, rel=0.02)
+    assert figures["keep_forgetting_share_max"]["value"] == pytest.approx(0.01 / 0.2, rel=0.1)
 
 
 def test_a_budget_is_violated_where_all_of_the_interval_is_below_it() -> None:
