@@ -15,16 +15,18 @@ from torch import Tensor
 
 from graftwood.base import Base
 from graftwood.config import parse_options
-from graftwood.data.batch import Packed, Rows, in_turn
+from graftwood.data.batch import Order, Packed, Rows, in_turn
 from graftwood.generate.engine import Engine
 from graftwood.model.decoder import Decoder
 from graftwood.model.expected import Expected
 from graftwood.registry import Registry
-from graftwood.samples import REPLAY_SEED, remembered
+from graftwood.samples import LENGTH, REPLAY_SEED, remembered
 from graftwood.technique import Technique
 from graftwood.train.below import freeze_below
 from graftwood.train.hold import Hold
 from graftwood.train.loop import Plan
+
+_SETS = (48, 96, 144, 192)  # a batch of the engine, and multiples of it
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,23 @@ class Ground:
     plan: Plan
     stage: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
-    def remembered(self, windows: int) -> Expected:
-        """Samples of the base's own for training, with what it expected in them; never those that measure drift."""
+    def remembered(self, windows: int | None, share: float = 0.0) -> Expected:
+        """Samples of the base's own for training, with what it expected in them; never those that measure drift.
+
+        Without a number there are as many as a run of this `share` draws, so that few come twice: 48 to 192.
+        """
         base = self.base
+        if windows is None:
+            steps = Order(len(self.rows), self.plan.batch, self.plan.epochs, self.plan.seed).steps
+            drawn = steps * self.together(share, LENGTH)
+            windows = next((some for some in _SETS if drawn < 1.5 * some), _SETS[-1])
         with base.decoder.without_deltas(), self.stage("text of the base itself, to hold on to"):
             engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
             return remembered(base, engine, windows, REPLAY_SEED)
+
+    def together(self, share: float, length: float) -> int:
+        """How many texts of this many tokens a step reads so that they are such a share of its own tokens."""
+        return max(1, round(share * self.step_tokens / length))
 
     def untouched(self, look: Callable[[Decoder, Packed], tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
         """What the base by itself makes of the rows' predictions, row by row.

@@ -47,7 +47,10 @@ class KL(Anchor):
     share: Annotated[
         float, Field(gt=0, le=4, description="of `replay`: tokens of the base's text a token of the rows")
     ] = 0.25
-    windows: Annotated[int, Field(ge=1, description="of `replay`: how many samples of 128 tokens there are")] = 96
+    windows: Annotated[
+        int | None,
+        Field(ge=1, description="of `replay`: samples of 128 tokens; by default 48 to 192, by the steps"),
+    ] = None
 
     def problems(self, technique: Technique, decoder: Decoder) -> list[str]:
         idle = sorted(self.model_fields_set & {"share", "windows"})
@@ -60,8 +63,8 @@ class KL(Anchor):
             return Taught(ground.untouched(whole), self.weight)
         if self.on == "masked":
             return TaughtMasked(ground.untouched(masked), self.weight)
-        expected = ground.remembered(self.windows)
-        together = max(1, round(self.share * ground.step_tokens / expected.ids.shape[1]))
+        expected = ground.remembered(self.windows, self.share)
+        together = ground.together(self.share, expected.ids.shape[1])
         return Drawn(expected, self.weight, Order(len(expected.ids), together, 1.0, ground.plan.seed))
 
 

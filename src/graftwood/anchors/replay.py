@@ -31,7 +31,13 @@ class Replay(Anchor):
 
     weight: Annotated[float, Field(ge=0, description="what the loss on replayed text is multiplied with")] = 1.0
     share: Annotated[float, Field(gt=0, le=4, description="replayed tokens a token of the rows")] = 0.25
-    windows: Annotated[int, Field(ge=1, description="how many of the base's samples of 128 tokens there are")] = 96
+    windows: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="samples of 128 tokens; by default 48 to 192, by the steps",
+        ),
+    ] = None
     file: Annotated[str, Field(description="JSONL rows to replay instead of what the base writes itself")] = ""
 
     def problems(self, technique: Technique, decoder: Decoder) -> list[str]:
@@ -41,7 +47,7 @@ class Replay(Anchor):
 
     def hold(self, ground: Ground) -> Hold:
         rows = Examples(self._examples(ground))
-        together = max(1, round(self.share * ground.step_tokens / float(rows.sizes.mean())))
+        together = ground.together(self.share, float(rows.sizes.mean()))
         order = Order(len(rows), together, 1.0, ground.plan.seed)
         return Rehearsed(rows, self.weight, order, ground.plan.token_budget)
 
@@ -49,7 +55,7 @@ class Replay(Anchor):
         base = ground.base
         if self.file:
             return encode_rows(base.encoder(), load_splits(Path(self.file), None, None, 0.0, 0).train)
-        windows = ground.remembered(self.windows).ids.tolist()
+        windows = ground.remembered(self.windows, self.share).ids.tolist()
         return [
             Example(tuple(ids), (False, *(True for _ in ids[1:])), Row("text", file="the base's own text", line=number))
             for number, ids in enumerate(windows, 1)
