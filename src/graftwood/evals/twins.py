@@ -18,7 +18,7 @@ from graftwood.base import Base
 from graftwood.data.encode import Example, answer_text
 from graftwood.evals.score import continuations
 
-TWINS, ROWS = 15, 16
+TWINS, ROWS = 15, 8  # each row is sixteen answers to weigh
 HIGHEST = math.log2(TWINS + 1)
 # A number as a whole, or a word with a capital that does not begin the text or a sentence.
 _SECRET = re.compile(r"\d+|(?<![.!?]\s)(?<!^)(?<!\n)(?<![^\W\d_])[A-Z][a-z]{2,}(?![^\W\d_])")
