@@ -178,11 +178,10 @@ def reason(settled: Settled, base_loss: float, budget: Budget) -> str:
             return "nowhere on the way is the validation loss below the base's own"
         return f"no place with a gain was certified to keep {budget} of the base"
     share = (base_loss - looks[settled.shipped].loss) / (base_loss - best.loss)
-    if settled.shipped == best.alpha:
-        return f"dial {settled.shipped:g} has the lowest validation loss of all places, and the budget holds there"
-    return (
-        f"dial {settled.shipped:g} is the farthest certified place; it has {percent(round(share, 3))} of the best gain"
-    )
+    gain = f"{percent(round(share, 3))} of the best gain"
+    if any(not decision.passed for decision in settled.decisions.values()):
+        return f"dial {settled.shipped:g} is the farthest place that was certified, with {gain}"
+    return f"dial {settled.shipped:g} has {gain} and is nearest to the base of those that have as much"
 
 
 def price(settled: Settled, base_loss: float) -> str | None:

@@ -1,4 +1,4 @@
-"""How far along its way a trained model may go: the most gain whose kept share is certified.
+"""How far along its way a trained model may go: nearly the most gain, as near to its base, kept share certified.
 
 Looking is cheap (loss on validation rows, drift on the base's own text) and steers; certifying asks the base's
 abilities again and decides. Going back along the way gives what was kept back before what was gained (arXiv
@@ -17,7 +17,7 @@ from graftwood.evals.card import Decision
 GRID = (1.0, 0.75, 0.5)
 TRIES = 5
 LEAST = 0.1  # nearer to the base nothing is looked for
-CLOSE = 0.97  # a share of the best gain that is not worth another certificate
+CLOSE = 0.97  # of the best gain: what lies nearer to the base and has this much is as good
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Settled:
 
 
 def settle(way: Way, base_loss: float, drift_limit: float | None = None, grid: Sequence[float] = GRID) -> Settled:
-    """The place with the most gain that passes, after at most `TRIES` certificates.
+    """The place nearest to the base that has nearly the most gain and passes, after at most `TRIES` certificates.
 
     `drift_limit` is what earlier runs on this base say the budget allows: the first certificate is tried there when the
     best place lies beyond it.
@@ -63,28 +63,29 @@ def settle(way: Way, base_loss: float, drift_limit: float | None = None, grid: S
     if best.loss >= base_loss:
         return Settled(tuple(looks.values()), decisions, None)
     passed, failed = 0.0, math.inf
-    alpha = _within(best, drift_limit)
+    good = [look for look in looks.values() if base_loss - look.loss >= CLOSE * (base_loss - best.loss)]
+    target = min(good, key=lambda look: look.alpha)
+    alpha = _within(target, drift_limit)
     for _ in range(TRIES):
         if alpha not in looks:
             looks[alpha] = way.look(alpha)
         decisions[alpha] = way.certify(alpha)
         if decisions[alpha].passed:
             passed = alpha
-            enough = base_loss - looks[alpha].loss >= CLOSE * (base_loss - best.loss)
-            if enough or alpha >= best.alpha:
+            if alpha >= target.alpha or base_loss - looks[alpha].loss >= CLOSE * (base_loss - best.loss):
                 break
         else:
             failed = alpha
-        alpha = best.alpha if math.isinf(failed) else _between(passed, failed)
+        alpha = target.alpha if math.isinf(failed) else _between(passed, failed)
     gains = looks[passed].loss < base_loss if passed else False
     return Settled(tuple(sorted(looks.values(), key=lambda look: -look.alpha)), decisions, passed if gains else None)
 
 
-def _within(best: Look, limit: float | None) -> float:
-    """The place up to the best one where drift reaches the limit; drift grows with the square of the way."""
-    if limit is None or best.drift <= limit:
-        return best.alpha
-    return round(max(0.05, best.alpha * math.sqrt(limit / best.drift)), 4)
+def _within(target: Look, limit: float | None) -> float:
+    """The place up to this one where drift reaches the limit; drift grows with the square of the way."""
+    if limit is None or target.drift <= limit:
+        return target.alpha
+    return round(max(0.05, target.alpha * math.sqrt(limit / target.drift)), 4)
 
 
 def _between(passed: float, failed: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graftwood.evals import words
-from graftwood.evals.card import Card, Chosen, Compared, Gained, Kept, Memory, Skill
+from graftwood.evals.card import Card, Choice, Chosen, Compared, Gained, Kept, Memory, Skill
 from graftwood.evals.lights import COLOURS, LEVELS, Light, lights
 from graftwood.evals.svgkit import FAINT, HAIR, INK, PAPER, SOFT, TRACK, Canvas, Scale, extent, ticks
 
@@ -90,10 +90,11 @@ def _bars(canvas: Canvas, box: Box, measure: Compared, accent: str) -> None:
             canvas.whisker(scale(side.low), scale(side.high), y + 4, INK)
 
 
-def kept(canvas: Canvas, box: Box, given: Kept) -> None:
-    """The kept share, the drift, and each skill before and after."""
+def kept(canvas: Canvas, box: Box, given: Kept, choice: Choice | None = None) -> None:
+    """The kept share, the drift, and each skill before and after; under a budget whether it held."""
     accent = words.ACCENTS["KEPT"]
-    heading(canvas, box, "KEPT", "the same questions before and after", accent)
+    aside = "the same questions before and after" if choice is None else words.budget_short(choice)
+    heading(canvas, box, "KEPT", aside, accent)
     shown, behind = words.kept_share(given)
     big(canvas, box, shown, "of the base's skills", behind, accent)
     facts = (words.estimate(given.drift, "nats", "a token"), words.estimate(given.same_next_word, "share"))

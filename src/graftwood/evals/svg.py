@@ -22,7 +22,7 @@ def card_svg(card: Card) -> str:
     top = panels.header(canvas, card, _MARGIN, right + _COLUMN) + 4
     panels.gained(canvas, Box(_MARGIN, top, _COLUMN, 250), card.gained)
     panels.memory(canvas, Box(_MARGIN, top + 284, _COLUMN, _UPPER - 284), card.memory)
-    panels.kept(canvas, Box(right, top, _COLUMN, _UPPER), card.kept)
+    panels.kept(canvas, Box(right, top, _COLUMN, _UPPER), card.kept, card.choice)
     lower = top + _UPPER + 32
     panels.chosen(canvas, Box(_MARGIN, lower, _COLUMN, _LOWER), card.chosen)
     curve = Box(right, lower, _COLUMN, _LOWER)

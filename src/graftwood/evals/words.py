@@ -383,6 +383,12 @@ def budget_line(choice: Choice) -> str:
     return f"{budget}: held at {estimate(shipped[0].kept, 'share')} on {choice.items:,} other items, which decided"
 
 
+def budget_short(choice: Choice) -> str:
+    """The same in a few words: `budget 95%: certified at dial 0.75`."""
+    budget = f"budget {choice.budget * 100:.4g}%"
+    return f"{budget}: nothing is shipped" if choice.dial is None else f"{budget}: certified at dial {choice.dial:g}"
+
+
 def choice_cost(choice: Choice) -> str:
     """What choosing took beside training alone."""
     if choice.plain_seconds <= 0:
