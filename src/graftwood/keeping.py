@@ -86,7 +86,11 @@ class Keeper(Looks):
         self._before, self._budget = deciding.scores, budget
         self._file, self._key = file, key
         stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        known = stored["decisions"] if stored.get("key") == key else {}
+        resumed = stored.get("key") == key
+        known = stored["decisions"] if resumed else {}
+        # What other runs found out meanwhile would send a resumed choice another way.
+        fresh = read_relation(base.fingerprint).drift_limit(budget.kept)
+        self._limit: float | None = stored["drift_limit"] if resumed else fresh
         self._known = {alpha: Decision.model_validate(decision) for alpha, decision in known.items()}
 
     @property
@@ -105,7 +109,7 @@ class Keeper(Looks):
             self._known[name] = decide(self._before, after, self._budget.kept, self._budget.worst)
             decisions = {alpha: decision.model_dump() for alpha, decision in self._known.items()}
             with storage(f"write {self._file}"):
-                write_json(self._file, {"key": self._key, "decisions": decisions})
+                write_json(self._file, {"key": self._key, "drift_limit": self._limit, "decisions": decisions})
         decision = self._known[name]
         held = "within" if decision.passed else "over"
         kept = f"{shown(decision.kept)} of the base"
@@ -114,8 +118,7 @@ class Keeper(Looks):
 
     def settle(self) -> Settled:
         """The place that is shipped; what was certified is learned for the next run."""
-        limit = read_relation(self._base.fingerprint).drift_limit(self._budget.kept)
-        settled = settle(self, self._deciding.base_loss, limit)
+        settled = settle(self, self._deciding.base_loss, self._limit)
         drifts = {look.alpha: look.drift for look in settled.looks}
         points = [(drifts[alpha], d.kept.low) for alpha, d in settled.decisions.items() if d.kept.low is not None]
         learn(self._base.fingerprint, tuple(points))
