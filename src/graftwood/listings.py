@@ -115,30 +115,28 @@ def techniques(json_: JsonFlag = False) -> None:
     """List the tuning techniques: what each trains, saves and costs, its options and its source."""
     from graftwood.technique import TECHNIQUES
 
-    rows = [kind.summary() for kind in TECHNIQUES.all().values()]
-    if json_:
-        print_json(rows)
-        return
-    for row in rows:
-        options = ", ".join(f"{key}={value}" for key, value in row["options"].items()) or "none"
-        print(f"{row['name']:8} {row['title']}: {row['formula']}")
-        print(f"{'':8} trains {row['trains']}; saves {row['saves']}; costs {row['costs']}")
-        print(f"{'':8} options: {options}; lr {row['learning_rate']:g}; {row['source']}")
+    told = "trains {trains}; saves {saves}; costs {costs}\nlr {learning_rate:g}"
+    _print_entries([kind.summary() for kind in TECHNIQUES.all().values()], told, json_)
 
 
 def anchors(json_: JsonFlag = False) -> None:
     """List what can hold a model to its base while it learns: formula, cost, options and source of each."""
     from graftwood.anchor import ANCHORS
 
-    rows = [kind.summary() for kind in ANCHORS.all().values()]
+    _print_entries([kind.summary() for kind in ANCHORS.all().values()], "costs {cost}", json_)
+
+
+def _print_entries(rows: list[dict[str, Any]], told: str, json_: bool) -> None:
+    """Entries of a registry, `told` filled in between the formula and the options of each."""
     if json_:
         print_json(rows)
         return
+    width = max(len(row["name"]) for row in rows)
     for row in rows:
         options = ", ".join(f"{key}={value}" for key, value in row["options"].items()) or "none"
-        print(f"{row['name']:12} {row['title']}: {row['formula']}")
-        print(f"{'':12} costs {row['cost']}")
-        print(f"{'':12} options: {options}; {row['source']}")
+        print(f"{row['name']:{width}} {row['title']}: {row['formula']}")
+        for line in (*told.format_map(row).splitlines(), f"options: {options}; {row['source']}"):
+            print(f"{'':{width}} {line}")
 
 
 def show_card(folder: Path, card: Any) -> None:
