@@ -102,7 +102,7 @@ class Bench:
             seed=entry.seed,
             base=self._base.fingerprint,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            machine=machine(),
+            machine={**machine(), "threads": given.threads},
             training=training,
             score_seconds=time.monotonic() - started,
             readings=readings,
