@@ -155,13 +155,17 @@ def finish(
     figures: Sequence[Figure],
     sides: Mapping[str, Sequence[Side]],
     needs_quiet: bool = True,
+    file: str | None = None,
     **more: Any,
 ) -> int:
-    """Write the record, and its figures into the summary if the machine was as quiet as they need; the exit code."""
+    """Write the record, and its figures into the summary if the machine was as quiet as they need; the exit code.
+
+    The record's `file` is called after the command, where nothing else is said.
+    """
     turns = [turn for group in sides.values() for side in group for turn in side.turns]
     shares = [turn["others_share"] for turn in turns if turn["others_share"] is not None]
     counts = not given.smoke and (not needs_quiet or all(share <= QUIET for share in shares))
-    target = (RESULTS if counts else ASIDE) / f"{command.replace(' ', '_')}.json"
+    target = (RESULTS if counts else ASIDE) / (file or f"{command.replace(' ', '_')}.json")
     record = {
         "command": f"python -m bench.{command}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

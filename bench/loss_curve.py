@@ -11,10 +11,8 @@ from pathlib import Path
 
 from bench import workload
 from bench.common import BenchError, Figure, Side, finish, need, options, run, say
-from safetensors.torch import save_file
 
 from graftwood.data.batch import Order
-from graftwood.techniques.lora import LoRA
 from graftwood.train.optim import schedule
 
 LIMIT = 1e-3
@@ -30,18 +28,14 @@ def main() -> int:
     pool = sorted(workload.examples(base.encoder(), 64), key=lambda example: len(example.ids))
     batch, steps = (2, 2) if given.smoke else (4, 20)
     chosen = pool[: 12 if not given.smoke else 4]
-    work = workload.tuning(given.threads, chosen, 1) | {"batch": batch, "steps_a_turn": steps, "warm_up": False}
+    work = workload.tuning(base, given.threads, chosen, 1) | {"batch": batch, "steps_a_turn": steps, "warm_up": False}
     order = Order(len(chosen), batch, steps * batch / len(chosen), work["seed"])
     assert order.steps == steps, "the epochs are made to fit the steps"
     rates = [schedule(step, steps, max(1, round(work["warmup"] * steps))) for step in range(steps)]
     rows = [work["rows"][row] for step in range(steps) for row in order.batch_rows(step)]
 
     with tempfile.TemporaryDirectory() as folder:
-        adapter = str(Path(folder) / "adapter.safetensors")
-        lora = LoRA(rank=workload.RANK, alpha=workload.ALPHA)
-        lora.apply(base.decoder, seed=1)
-        save_file(lora.files(base.decoder), adapter)
-        work["adapter"] = adapter
+        work |= workload.begin(base, work, Path(folder) / "adapter")
         theirs = work | {"rows": rows, "rates": rates, "sampling": "sequential", "flatten": False}
         with Side("ours_tune", sys.executable, work) as ours, Side("peft_tune", given.peer_python, theirs) as peer:
             curves = [side.turn()["losses"] for side in (ours, peer)]

@@ -16,8 +16,9 @@ def main() -> int:
     """Measure and write `results/tune_share.json`: a turn is one step, a matrix product timed before and after it."""
     given = options(__doc__.splitlines()[0] if __doc__ else "", rounds=9).parse_args()
     before = None if given.smoke else require_quiet_machine()
-    chosen = workload.examples(workload.open_model().encoder(), 8 if given.smoke else 24)
-    work = workload.tuning(given.threads, chosen, given.rounds) | {"steps_a_turn": 1, "sgemm_peak": True}
+    base = workload.open_model()
+    chosen = workload.examples(base.encoder(), 8 if given.smoke else 24)
+    work = workload.tuning(base, given.threads, chosen, given.rounds) | {"steps_a_turn": 1, "sgemm_peak": True}
     with Side("ours_tune", sys.executable, work) as ours:
         take_turns([ours], given.rounds)
     peak = max(turn["sgemm_flops_a_second"] for turn in ours.turns)

@@ -7,6 +7,8 @@ python -m bench.tune_speed best --peer-python PATH
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -79,25 +81,26 @@ def main() -> int:
     given = parser.parse_args()
     need(given.peer_python, "transformers", "peft", "accelerate")
     before = None if given.smoke else require_quiet_machine()
-    chosen = workload.examples(workload.open_model().encoder(), 8 if given.smoke else 24)
-    work = workload.tuning(given.threads, chosen, given.rounds)
-
-    choice, trials = "its defaults", {}
-    selected = DEFAULT
-    if given.kind == "best":
-        trials = tried(given.peer_python, work)
-        choice = max(trials, key=lambda name: max(speeds(trials[name])))
-        selected = BEST[choice]
-    with (
-        Side("ours_tune", sys.executable, work) as ours,
-        Side("peft_tune", given.peer_python, peer_work(work, selected)) as peer,
-    ):
-        take_turns((ours, peer), given.rounds)
+    base = workload.open_model()
+    chosen = workload.examples(base.encoder(), 8 if given.smoke else 24)
+    work = workload.tuning(base, given.threads, chosen, given.rounds)
+    choice, trials, selected = "its defaults", {}, DEFAULT
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = work | workload.begin(base, work, Path(folder) / "adapter")
+        if given.kind == "best":
+            trials = tried(given.peer_python, theirs)
+            choice = max(trials, key=lambda name: max(speeds(trials[name])))
+            selected = BEST[choice]
+        with (
+            Side("ours_tune", sys.executable, work) as ours,
+            Side("peft_tune", given.peer_python, peer_work(theirs, selected)) as peer,
+        ):
+            take_turns((ours, peer), given.rounds)
     return finish(
         f"tune_speed {given.kind}", given, figures(given.kind, choice, ours, peer),
         {"ours": [ours], "peer": [peer], "trials": list(trials.values())},
         rows=workload.described(chosen), others_share_before=before, peer_options={"name": choice, **selected},
-        parameters={key: value for key, value in work.items() if key not in ("rows", "gguf")},
+        parameters={key: value for key, value in work.items() if key not in ("rows", "folder_of_base")},
         trials={name: speeds(side) for name, side in trials.items()},
     )  # fmt: skip
 

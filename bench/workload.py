@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from graftwood import hub
 from graftwood.base import Base, open_base
+from graftwood.checkpoint import save_adapter
 from graftwood.config import RunConfig
 from graftwood.data.encode import Encoder, Example
 from graftwood.data.rows import Row
 from graftwood.runtime import place
+from graftwood.technique import TECHNIQUES
+from graftwood.techniques.freeze import Freeze
 
 MODEL = "smollm2-135m"
 SHORTEST, LONGEST = 48, 256  # tokens of a row
@@ -42,8 +46,13 @@ def rows(count: int, seed: int = 0) -> list[Row]:
         words = round(length / TOKENS_PER_WORD)
         answer = max(4, round(words * ANSWER_SHARE))
         prompt, completion = _text(source, words - answer), _text(source, answer)
-        made.append(Row("completion", prompt=prompt, completion=" " + completion))
+        made.append(pair(prompt, " " + completion))
     return made
+
+
+def pair(prompt: str, completion: str) -> Row:
+    """A row of prompt and completion."""
+    return Row("completion", prompt=prompt, completion=completion)
 
 
 def _text(source: random.Random, words: int) -> str:
@@ -73,10 +82,13 @@ def setting(threads: int) -> dict[str, Any]:
     return {"model": MODEL, "gguf": str(hub.fetch(MODEL).path), "threads": threads}
 
 
-def tuning(threads: int, chosen: Sequence[Example], turns: int) -> dict[str, Any]:
+def tuning(base: Base, threads: int, chosen: Sequence[Example], turns: int) -> dict[str, Any]:
     """Work for the tuning sides: a turn is an epoch over the rows, eight a step, after a step that warms up."""
     defaults = RunConfig(data="")
-    return setting(threads) | {
+    return {
+        "model": MODEL,
+        "folder_of_base": str(base.folder),
+        "threads": threads,
         "rows": [{"ids": example.ids, "answer": example.answer} for example in chosen],
         "batch": defaults.batch,
         "token_budget": defaults.token_budget,
@@ -86,10 +98,23 @@ def tuning(threads: int, chosen: Sequence[Example], turns: int) -> dict[str, Any
         "turns": turns,
         "warm_up": True,
         "learning_rate": 5e-4,
-        "rank": RANK,
-        "alpha": ALPHA,
+        "technique": "lora",
+        "options": {"rank": RANK, "alpha": ALPHA},
         "seed": 0,
     }
+
+
+def begin(base: Base, work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the peer starts from: an adapter folder with the technique's first weights, or how many blocks train."""
+    technique = TECHNIQUES.get(work["technique"]).parse(work["options"]).read(base.tokenizer.encode)
+    if isinstance(technique, Freeze):
+        return {"top": technique.blocks_that_train(base.decoder)}
+    if technique.writes_base:
+        return {"top": None}
+    technique.apply(base.decoder, work["seed"])
+    save_adapter(base, technique, folder)
+    base.decoder.take_off()
+    return {"adapter": str(folder)}
 
 
 def described(chosen: Sequence[Example]) -> Mapping[str, Any]:

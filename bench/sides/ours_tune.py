@@ -15,19 +15,20 @@ from typing import Any
 import torch
 from bench import flops
 from bench.sides.turns import Turns
-from safetensors.torch import load_file
 
-from graftwood.base import open_base
+from graftwood.base import Base, open_base
+from graftwood.checkpoint import load_tensors
 from graftwood.data.batch import Examples
 from graftwood.data.encode import Example
 from graftwood.data.rows import Row
-from graftwood.model.decoder import Decoder
+from graftwood.model.quantised import held_bytes, quantise
 from graftwood.runtime import place, use_threads
-from graftwood.techniques.lora import LoRA
+from graftwood.technique import TECHNIQUES
+from graftwood.train.below import freeze_below, rows_kept
 from graftwood.train.loop import Plan, Trainer
 
 
-def trainer(decoder: Decoder, work: dict[str, Any]) -> Trainer:
+def trainer(base: Base, work: dict[str, Any]) -> Trainer:
     """A trainer at step 0 over the work's rows."""
     row = Row("completion")
     examples = [Example(tuple(given["ids"]), tuple(given["answer"]), row) for given in work["rows"]]
@@ -44,8 +45,9 @@ def trainer(decoder: Decoder, work: dict[str, Any]) -> Trainer:
         patience=1,
         save_seconds=1e9,
     )
-    decoder.train()
-    return Trainer(decoder, Examples(examples), Examples([]), plan, Path(work["folder"]))
+    base.decoder.train()
+    rows = rows_kept(base, examples, work.get("below", 0))
+    return Trainer(base.decoder, rows, Examples([]), plan, Path(work["folder"]))
 
 
 def sgemm_peak(size: int = 2048, repeats: int = 5) -> float:
@@ -64,14 +66,18 @@ def main() -> None:
     turns = Turns()
     work = turns.work
     use_threads(work["threads"])
-    decoder = open_base(work["model"], place("cpu", "float32")).decoder
-    lora = LoRA(rank=work["rank"], alpha=work["alpha"])
-    lora.apply(decoder, work["seed"])
+    base = open_base(work["model"], place("cpu", "float32"))
+    decoder = base.decoder
+    quantise(decoder, work.get("base_precision", "full"))
+    held = held_bytes(decoder)
+    technique = TECHNIQUES.get(work["technique"]).parse(work["options"]).read(base.tokenizer.encode)
+    technique.apply(decoder, work["seed"])
     if "adapter" in work:
-        lora.load(decoder, load_file(work["adapter"]))
+        technique.load(decoder, load_tensors(Path(work["adapter"]) / technique.weights_file))
+    freeze_below(decoder, work.get("below", 0))
     if work["warm_up"]:
-        trainer(decoder, work).step()
-    training = trainer(decoder, work)
+        trainer(base, work).step()
+    training = trainer(base, work)
     measures_peak = work.get("sgemm_peak", False)
 
     def turn() -> dict[str, Any]:
@@ -86,11 +92,12 @@ def main() -> None:
             "tokens": sum(step.tokens for step in steps),
             "losses": [step.loss for step in steps],
             "steps": [asdict(step) for step in steps],
-            "flops": flops.lora_training(decoder, lengths, answers, work["rank"]),
+            "flops": flops.lora_training(decoder, lengths, answers, work["options"]["rank"]) if measures_peak else None,
             "sgemm_flops_a_second": None if before is None or after is None else max(before, after),
         }
 
-    turns.ready("torch", "graftwood")
+    trained = sum(parameter.numel() for parameter in decoder.trained().values())
+    turns.ready("torch", "graftwood", trained_parameters=trained, base_bytes=held)
     turns.serve(turn)
 
 

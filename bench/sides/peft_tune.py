@@ -1,4 +1,4 @@
-"""The peer of the tuning benchmarks: transformers' own Trainer on a PEFT LoRA model, with the options the work names.
+"""The peer of the tuning benchmarks: transformers' own Trainer on a PEFT model, with the options the work names.
 
 Everything is a stock class or option. The subclass and the callback only count and keep time, and hold the training
 still between turns.
@@ -7,13 +7,11 @@ still between turns.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from bench.sides.turns import Turns
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -67,21 +65,26 @@ class Held(TrainerCallback):
 
 
 def load(work: dict[str, Any]) -> tuple[Any, Any]:
-    """The LoRA model and the tokenizer, from the GGUF file."""
-    path = Path(work["gguf"])
-    read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    # Its weights are plain float32 now, but Trainer refuses a model that says it was read from a GGUF file.
-    config = read.config
-    del config.quantization_config
-    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-    base.load_state_dict(read.state_dict())
-    del read
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    lora = LoraConfig(r=work["rank"], lora_alpha=work["alpha"], target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(base, lora)
-    if "adapter" in work:
-        set_peft_model_state_dict(model, load_file(work["adapter"]))
-    return model, tokenizer
+    """The model with exactly what trains requiring a gradient, and its tokenizer."""
+    folder = work["folder_of_base"]
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if "adapter" not in work:
+        return opened(base, work["top"]), tokenizer
+    config = PeftConfig.from_pretrained(work["adapter"])
+    if config.peft_type == PeftType.P_TUNING:  # the encoder that trains is in no adapter folder
+        config.inference_mode = False
+        return get_peft_model(base, config), tokenizer
+    return PeftModel.from_pretrained(base, work["adapter"], is_trainable=True), tokenizer
+
+
+def opened(base: Any, top: int | None) -> Any:
+    """A model of which the top blocks and the final norm train (its head is its embedding); for None all of it."""
+    if top is not None:
+        base.requires_grad_(False)
+        for part in (*base.model.layers[-top:], base.model.norm):
+            part.requires_grad_()
+    return base
 
 
 def trainer(model: Any, tokenizer: Any, work: dict[str, Any], steps: int) -> Counted:
@@ -128,7 +131,8 @@ def main() -> None:
     held = Held(turns, work["steps_a_turn"])
     held.trainer = trainer(model, tokenizer, work, work["steps_a_turn"] * work["turns"])
     held.trainer.add_callback(held)
-    turns.ready("torch", "transformers", "peft")
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    turns.ready("torch", "transformers", "peft", trained_parameters=trained)
     held.trainer.train()
 
 

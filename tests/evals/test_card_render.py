@@ -408,12 +408,16 @@ def test_every_task_is_shown_alone_and_what_tasks_do_to_each_other():
     page = "".join(Page(card_html(full_card())).text)
     assert "Models by tasks" in page
     assert "1.600 (+0.100)95% CI +0.050 to +0.150" in page
+    picture = card_svg(full_card())
+    for words_ in ("TASKS", "MODELS BY TASKS", "receipts", "1.600 (+0.100)", "BWT, backward transfer"):
+        assert words_ in picture
 
 
 def test_a_card_of_one_task_is_as_it_was():
     card = full_card().model_copy(update={"tasks": (), "matrix": None})
     assert not {"TASKS", "MATRIX"} & set(printed(card).split())
     assert "<h2>Tasks</h2>" not in card_html(card)
+    assert "TASKS" not in card_svg(card)
 
 
 def test_a_gain_moves_a_cell_where_its_interval_leaves_zero_outside():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graftwood.evals import panels, words
+from graftwood.evals import grids, panels, words
 from graftwood.evals.card import Card, CurvePoint, Skill
 from graftwood.evals.panels import Box
 from graftwood.evals.svgkit import HAIR, INK, SOFT, Anchor, Canvas, Scale, labels, ticks
@@ -16,7 +16,7 @@ _UPPER, _LOWER = 462, 242
 
 def card_svg(card: Card) -> str:
     """The report card as one picture, 1200 pixels wide."""
-    height = 906 + 19 * min(len(card.warnings), 2)
+    height = round(906 + 19 * min(len(card.warnings), 2) + grids.height(card))
     canvas = Canvas(1200, height, f"Report card: {words.title_line(card)}")
     right = _MARGIN + _COLUMN + _GAP
     top = panels.header(canvas, card, _MARGIN, right + _COLUMN) + 4
@@ -28,7 +28,9 @@ def card_svg(card: Card) -> str:
     curve = Box(right, lower, _COLUMN, _LOWER)
     panels.heading(canvas, curve, "TRAINING", f"{words.plural(len(card.curve), 'evaluation')}", INK)
     _curve(canvas, Box(curve.x, curve.y + 36, curve.width, curve.height - 36), card.curve, card.chosen.best_step)
-    foot = lower + _LOWER + 24
+    below = lower + _LOWER + 24
+    grids.draw(canvas, Box(_MARGIN, below, right + _COLUMN - _MARGIN, 0), card)
+    foot = below + grids.height(card)
     canvas.line(_MARGIN, foot, right + _COLUMN, foot)
     taken = canvas.text(_MARGIN, foot + 22, words.cost_line(card.cost), size=11, fill=SOFT, room=760)
     room = right + _COLUMN - _MARGIN - taken - 24

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graftwood.evals.card import Choice, Estimate
-from graftwood.evals.svgkit import FAINT, HAIR, INK, PAPER, SOFT, Canvas, Scale, labels, ticks
+from graftwood.evals.svgkit import FAINT, HAIR, INK, PAPER, SOFT, Anchor, Canvas, Scale, labels, ticks
 
 COLOURS = ("#1d4ed8", "#b45309", "#7c3aed", "#0f766e", "#be123c", "#4d7c0f", "#a21caf", "#334155")
 BUDGET, SHIPPED = "#b91c1c", "#15803d"
@@ -63,7 +63,11 @@ def tradeoff_svg(curves: Sequence[Curve], gain: str, budget: float | None = None
     if budget is not None:
         canvas.rect(across.start, 60, across(budget) - across.start, _HEIGHT - 120, BUDGET, opacity=0.06)
         canvas.line(across(budget), 60, across(budget), _HEIGHT - 60, BUDGET, 1.5)
-        canvas.text(across(budget) + 6, _HEIGHT - 66, f"budget {100 * budget:.4g}%", size=11, fill=BUDGET)
+        # At the top, where it stays clear of the base; on the side where no model may be, if that is wide enough.
+        roomy = across(budget) - across.start > 100
+        side: tuple[float, Anchor] = (-6, "end") if roomy else (6, "start")
+        label = f"budget {100 * budget:.4g}%"
+        canvas.text(across(budget) + side[0], 74, label, size=11, fill=BUDGET, anchor=side[1])
     for number, curve in enumerate(curves):
         _curve(canvas, curve, across, up, COLOURS[number % len(COLOURS)])
     canvas.dot(across(1.0), up(0.0), 5, PAPER, INK, 2)
