@@ -91,10 +91,6 @@ class Arms:
         """An instrument's mean."""
         return self._mean(arm, name, seeds).estimate()
 
-    def requests_kept(self, arm: str, seeds: Sequence[int]) -> Estimate:
-        """Requests followed, of those that the base follows."""
-        return self._mean(arm, "requests", seeds).over(self._mean("A0", "requests", seeds))
-
     def _mean(self, arm: str, name: str, seeds: Sequence[int]) -> Effect:
         """Over seeds and items, pooled by the items' weights. The base, which has no seeds, stands for each."""
         found = self._records[arm]

@@ -10,14 +10,14 @@ from bench.common import RESULTS, Figure, say, summarise
 from bench.keep.arms import ARMS
 from bench.keep.claims import CLAIMS, OURS, Budgeted, Claim, Verdict, budgeted, overall, ready, verdicts
 from bench.keep.effects import Arms
+from bench.keep.picture import headline
 from bench.keep.records import ArmRecord, read_all
 from bench.keep.tasks import TARGETS
 
 from graftwood.evals.card import Estimate
-from graftwood.evals.tradeoff import Curve, Point, tradeoff_svg
 from graftwood.files import atomic_write, write_json
 
-PAGE, DATA = "REPORT.md", "report.json"
+PAGE, DATA, PICTURE = "REPORT.md", "report.json", "keep.svg"
 FEWEST_TASKS = 2  # of a figure that says "every task"
 
 
@@ -31,9 +31,7 @@ def write(folder: Path) -> int:
     page = "\n".join(_page(tasks, found, models)) + "\n"
     atomic_write(folder / PAGE, page)
     write_json(folder / DATA, _numbers(tasks, found, models, figures))
-    for task, arms in tasks.items():
-        if len(arms.names) > 1 and "A0" in arms.names:
-            atomic_write(folder / f"{task}.svg", picture(arms, TARGETS[task].title))
+    atomic_write(folder / PICTURE, headline(tasks))
     print(page, end="")
     if figures and folder == RESULTS / "keep":
         summarise(figures, folder / DATA)
@@ -48,18 +46,6 @@ def grouped(records: Sequence[ArmRecord]) -> dict[str, Arms]:
     return {task: Arms(some) for task in TARGETS if (some := [record for record in records if record.task == task])}
 
 
-def picture(arms: Arms, title: str) -> str:
-    """Requests kept across, the task's metric upwards, an arm a line from the base."""
-    curves = []
-    for name in (name for name in ARMS if name in arms.names and name != "A0"):
-        seeds = arms.seeds(name)
-        kept = arms.requests_kept(name, seeds)
-        if kept.value is not None:
-            gain = arms.gain(name, seeds)["metric"].value
-            curves.append(Curve(name, (Point(kept, gain, name, shipped=name == OURS),)))
-    return tradeoff_svg(curves, f"{title}, in the task's metric; kept: requests followed", 0.95)
-
-
 def _page(
     tasks: Mapping[str, Arms], found: Mapping[str, Sequence[Verdict]], models: Sequence[Budgeted]
 ) -> Iterator[str]:
@@ -67,6 +53,8 @@ def _page(
     yield ""
     yield "Written by `python -m bench.keep --report` from the records in this folder. What was claimed, and how it is"
     yield "decided, stands in [PROTOCOL.md](../../keep/PROTOCOL.md). Intervals are 95%."
+    yield ""
+    yield f"![What each way of tuning gained, and what it forgot]({PICTURE})"
     yield ""
     yield from _claims(found, models)
     for task, arms in tasks.items():
@@ -82,8 +70,7 @@ def _claims(found: Mapping[str, Sequence[Verdict]], models: Sequence[Budgeted]) 
     yield "|---|---|---|---|---|---|---|---|"
     for claim in CLAIMS:
         rows = found[claim.level]
-        word = overall(rows, violations(models) if claim.no_violation else None) if rows else "arms are missing"
-        yield f"| **{claim.level}** | all | | | | | | **{word}** |"
+        yield f"| **{claim.level}** | all | | | | | | **{_word(claim, rows, models)}** |"
         for row in rows:
             shares = " | ".join(shown(share) for share in (*row.gains.values(), *row.losses.values()))
             yield f"| {claim.level} | {row.task} | {row.rival}, {row.seeds} seeds | {shares} | {row.word} |"
@@ -97,8 +84,6 @@ def _task(task: str, arms: Arms) -> Iterator[str]:
     skills = list(arms.skills("A0", [0]))
     base = [arms.mean("A0", name, [0]) for name in ("gain", "answer_loss", "requests", *skills)]
     yield f"## {TARGETS[task].title}"
-    yield ""
-    yield f"![gained against kept]({task}.svg)"
     yield ""
     yield "The base: " + ", ".join(
         f"{name} {shown(one)}"
@@ -204,32 +189,41 @@ def _numbers(
     figures: Sequence[Figure],
 ) -> dict[str, Any]:
     """Everything the page says, as data."""
-    arms = {
-        task: {
-            name: {
-                key: effect.estimate().model_dump()
-                for part in (some.gain, some.forgotten, some.skills)
-                for key, effect in part(name, some.seeds(name)).items()
-            }
-            for name in some.names
+    arms = [
+        {"task": TARGETS[task].title, "arm": name, "title": ARMS[name].title, "seeds": len(some.seeds(name))}
+        | {
+            key: effect.estimate().model_dump()
+            for part in (some.gain, some.forgotten, some.skills)
+            for key, effect in part(name, some.seeds(name)).items()
         }
         for task, some in tasks.items()
         if "A0" in some.names
-    }
-    claims = {
-        level: [
-            {"task": row.task, "rival": row.rival, "seeds": row.seeds, "word": row.word}
-            | {f"share of {name}": share.model_dump() for name, share in (*row.gains.items(), *row.losses.items())}
-            for row in rows
-        ]
-        for level, rows in found.items()
-    }
+        for name in (name for name in ARMS if name in some.names)
+    ]
+    claims = [
+        {
+            "level": claim.level,
+            "text": claim.text,
+            "word": _word(claim, found[claim.level], models),
+            "tasks": [
+                {"task": row.task, "rival": row.rival, "seeds": row.seeds, "word": row.word}
+                | {f"share of {name}": share.model_dump() for name, share in (*row.gains.items(), *row.losses.items())}
+                for row in found[claim.level]
+            ],
+        }
+        for claim in CLAIMS
+    ]
     return {
         "figures": {figure.name: vars(figure) for figure in figures},
         "claims": claims,
         "budget_violations": violations(models),
         "arms": arms,
     }
+
+
+def _word(claim: Claim, rows: Sequence[Verdict], models: Sequence[Budgeted]) -> str:
+    """What a claim came to over all tasks."""
+    return overall(rows, violations(models) if claim.no_violation else None) if rows else "arms are missing"
 
 
 def shown(estimate: Estimate) -> str:
