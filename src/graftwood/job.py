@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graftwood.anchor import Anchor, Ground, narrow
 from graftwood.base import Base
-from graftwood.choose.budget import Budget
 from graftwood.config import RunConfig
 from graftwood.data.audit import audit
 from graftwood.data.batch import Examples
@@ -17,10 +16,8 @@ from graftwood.data.mixture import MixedOrder, order_for
 from graftwood.data.sources import Splits
 from graftwood.draft import IN_MEMORY, Draft
 from graftwood.evals import judge
-from graftwood.evals.task import Task
 from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display, duration, size
-from graftwood.technique import Technique
 from graftwood.train.below import rows_kept, rows_tried
 from graftwood.train.forecast import Forecast, forecast
 from graftwood.train.hold import Hold
@@ -30,21 +27,13 @@ WRITING = 2  # a token written takes about as long as so many read, where dozens
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run that is ready to start: the technique is on the base, nothing has been trained.
+class Job(Draft):
+    """A draft that is ready to start: the technique is on the base, nothing has been trained.
 
     `budget` and `tasks` are what must be kept and what asks for it; training begins at the block `begins`.
     """
 
-    config: RunConfig
     base: Base
-    technique: Technique
-    plan: Plan
-    reasons: dict[str, str]
-    anchors: tuple[Anchor, ...]
-    budget: Budget | None
-    tasks: tuple[Task, ...]
-    splits: Splits
     train: list[Example]
     valid: list[Example]
     test: list[Example]
@@ -70,8 +59,8 @@ def prepare(drafted: Draft, base: Base, display: Display) -> Job:
     begins = narrow(drafted.anchors, base.decoder)
     warnings = _describe(display, splits, train, [*valid, *test], encoder.max_length)
     warnings += _describe_mixture(display, train, drafted.plan)
-    chosen = drafted.plan, drafted.reasons, drafted.anchors, drafted.budget, drafted.tasks
-    return Job(config, base, technique, *chosen, splits, train, valid, test, warnings, begins)
+    final = replace(drafted, config=config, technique=technique)
+    return Job(**vars(final), base=base, train=train, valid=valid, test=test, warnings=warnings, begins=begins)
 
 
 def _lasting(config: RunConfig, base: Base) -> RunConfig:
