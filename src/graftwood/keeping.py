@@ -66,7 +66,7 @@ class Looks:
 
 
 class Keeper(Looks):
-    """The same, certified: what the base could do is asked again.
+    """The same, certified: what the base could do is asked again, abilities without room above chance aside.
 
     What was certified is kept in `file`, so that a run that was stopped in the middle asks nothing twice; `key` names
     the training it belongs to.
@@ -83,7 +83,7 @@ class Keeper(Looks):
         display: Display,
     ) -> None:
         super().__init__(base, go, deciding, display)
-        self._before, self._budget = deciding.scores, budget
+        self._before, self._budget = [scores for scores in deciding.scores if skills.counts(scores)], budget
         self._file, self._key = file, key
         stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         resumed = stored.get("key") == key
