@@ -145,6 +145,13 @@ def decoder(seed: int = 0, **changes: object) -> Decoder:
     return made.requires_grad_(False)
 
 
+def family(architecture: str, seed: int = 0) -> Decoder:
+    """A frozen decoder of any architecture with random weights."""
+    made = Decoder(ARCHITECTURES.get(architecture), config(architecture, init_std=0.2))
+    made.initialise(seed)
+    return made.requires_grad_(False)
+
+
 def model_folder(folder: Path, tokenizer_files: Callable[[Path], None], model: Decoder | None = None) -> Path:
     """A whole model folder, with a tokenizer and a chat template."""
     folder.mkdir(parents=True)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from graftwood.base import Base
 from graftwood.checkpoint import load_adapter, save_adapter
 from graftwood.config import RunConfig, read_config
@@ -20,9 +18,10 @@ from graftwood.evals.judge import set_paper
 from graftwood.evals.score import answer_losses
 from graftwood.evals.transfer import ByTask, beside, by_task
 from graftwood.model.decoder import Decoder
+from graftwood.model.matrices import matrices
 from graftwood.techniques._linear import ALL_LINEAR
 from graftwood.techniques._sums import HOWS, Factors, combine
-from graftwood.techniques.lora import LoRA, LoRADelta
+from graftwood.techniques.lora import LoRA
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def compose(base: Base, adapters: Sequence[Path], how: Sum, sources: Sequence[st
         parts.append(_factors(base, folder))
         rows[name] = measured()
         _bare(decoder)
-    order = list(decoder.linears())
+    order = list(matrices(decoder))
     candidates = {way: combine(order, parts, how.weights, way, how.density, how.seed) for way in how.hows}
     for way, factors in candidates.items():
         _put(decoder, factors)
@@ -115,27 +114,23 @@ def _heldout(base: Base, adapters: Sequence[Path], sources: Sequence[str]) -> li
 
 
 def _factors(base: Base, folder: Path) -> Factors:
-    """An adapter put on the base, and its updates."""
+    """An adapter put on the base, and its updates of the files' matrices."""
     technique = load_adapter(base, folder / "adapter" if (folder / "adapter").is_dir() else folder)
-    if not isinstance(technique, LoRA):
+    if not isinstance(technique, LoRA) or technique.name != LoRA.name:
         raise ConfigError(f"{folder} is {technique.title}; only LoRA adapters can be added")
-    deltas = {path: linear.delta for path, linear in base.decoder.linears().items()}
-    return {path: (*delta.parts(), delta.scale) for path, delta in deltas.items() if isinstance(delta, LoRADelta)}
+    return {matrix.path: technique.update(matrix, whole) for matrix, whole in technique.stored(base.decoder)}
 
 
-@torch.no_grad()
 def _put(decoder: Decoder, factors: Factors) -> LoRA:
     """A LoRA of scale 1 with these updates, on the decoder."""
     rank = len(next(iter(factors.values()))[0])
-    everything = factors.keys() == decoder.linears().keys()
+    everything = factors.keys() == matrices(decoder).keys()
     technique = LoRA(rank=rank, alpha=rank, targets=(ALL_LINEAR,) if everything else tuple(factors))
     technique.apply(decoder, seed=0)
-    for path, (a, b, _) in factors.items():
-        delta = decoder.linears()[path].delta
-        assert isinstance(delta, LoRADelta)
-        delta.lora_A.copy_(a)
-        delta.lora_B.copy_(b)
     decoder.requires_grad_(False).eval()
+    for path, matrix in technique.matches(decoder).items():
+        a, b, _ = factors[path]
+        technique.spread(matrix, True, {"lora_A": a, "lora_B": b})
     return technique
 
 

@@ -149,9 +149,8 @@ class Technique(BaseModel, ABC):
         return parse_options(cls, cls.name, options)
 
 
-@torch.no_grad()
-def copy_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
-    """Copy each tensor to the place of its name. Raises: ConfigError listing every name and shape that does not fit."""
+def check_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    """Raises: ConfigError listing every name and shape that does not fit."""
     problems = [f"{name} is missing" for name in wanted if name not in given]
     problems += [f"{name} has no place" for name in given if name not in wanted]
     problems += [
@@ -162,6 +161,12 @@ def copy_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ConfigError(f"{what} does not fit this base: " + "; ".join(problems[:10]) + more)
+
+
+@torch.no_grad()
+def copy_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    """Copy each tensor to the place of its name. Raises: ConfigError for what does not fit."""
+    check_tensors(wanted, given, what)
     for name, place in wanted.items():
         place.copy_(given[name])
 

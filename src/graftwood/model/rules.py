@@ -24,15 +24,26 @@ Join = Callable[[Sequence[Tensor], ModelConfig], Tensor]
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of one file tensor into the parameters' values, and the change that undoes it."""
+    """A change of one file tensor into the parameters' values, and the change that undoes it.
+
+    `turned` is the change of a matrix's rows where the file stores it as [in, out].
+    """
 
     forward: Split
     inverse: Join
+    turned: Transform | None = None
 
 
 def each(forward: Change, inverse: Change) -> Transform:
     """A transform of one tensor into one."""
     return Transform(lambda file, config: (forward(file, config),), lambda parts, config: inverse(parts[0], config))
+
+
+def transposed(rows: Transform) -> Transform:
+    """The same for a matrix that the file stores as [in, out]."""
+    return Transform(
+        lambda file, config: rows.forward(file.T, config), lambda parts, config: rows.inverse(parts, config).T, rows
+    )
 
 
 class Rule:
@@ -68,7 +79,7 @@ def to_files(parameters: Mapping[str, Tensor], rules: Sequence[Rule], config: Mo
     """File tensors that hold these parameters: the inverse of `to_parameters` over a whole model."""
     files: dict[str, Tensor] = {}
     for name, tensor in parameters.items():
-        found = next(((r, n) for r in rules for p in r.parameters if (n := _layer(p, name)) is not None), None)
+        found = rule_of(name, rules)
         if found is None:
             files[name] = tensor
             continue
@@ -79,6 +90,11 @@ def to_files(parameters: Mapping[str, Tensor], rules: Sequence[Rule], config: Mo
         elif file not in files:
             files[file] = rule.transform.inverse([parameters[p] for p in rule.members(layer, config)], config)
     return files
+
+
+def rule_of(parameter: str, rules: Sequence[Rule]) -> tuple[Rule, str] | None:
+    """The rule by which a parameter is in the file, and its layer's number; None where the names are the same."""
+    return next(((r, n) for r in rules for p in r.parameters if (n := _layer(p, parameter)) is not None), None)
 
 
 @cache
@@ -125,13 +141,13 @@ def _join_heads(parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
 # llama.cpp stores the rows of these two so that rotary pairs are neighbours; ours, like Hugging Face's, are halves.
 ROTARY_QUERY = _interleave(lambda config: config.heads)
 ROTARY_KEY = _interleave(lambda config: config.kv_heads)
+# The file's tensor as it is.
+SAME = each(lambda file, config: file, lambda weight, config: weight)
 # A weight stored as [in, out], as GPT-2's is.
-TRANSPOSED = each(lambda file, config: file.T, lambda weight, config: weight.T)
+TRANSPOSED = transposed(SAME)
 # Rows of queries, then of keys, then of values.
 QKV = Transform(lambda file, config: file.split(_rows_of_heads(config)), _join)
-QKV_TRANSPOSED = Transform(
-    lambda file, config: file.T.split(_rows_of_heads(config)), lambda parts, config: _join(parts, config).T
-)
+QKV_TRANSPOSED = transposed(QKV)
 # Rows of queries, keys and values head by head.
 QKV_BY_HEAD = Transform(_split_heads, _join_heads)
 # Rows of two matrices of the same size.

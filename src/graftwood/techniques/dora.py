@@ -6,7 +6,7 @@ Source: Liu et al. 2024, arXiv 2402.09353, eq. 5; the length that is divided by 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear
+from graftwood.model.matrices import Matrix
 from graftwood.techniques.lora import LoRA, LoRADelta
 
 
 class DoRADelta(LoRADelta):
     """The update of one linear. Shapes: magnitude [out]."""
 
+    by_row: tuple[str, ...] = ("lora_B", "magnitude")
     squares: Tensor
 
     def __init__(self, linear: Linear, rank: int, scale: float, dropout: float, generator: torch.Generator) -> None:
@@ -65,17 +67,24 @@ class DoRA(LoRA):
     example: ClassVar[str] = "--rank 8"
     trains: ClassVar[str] = "LoRA's two matrices and one length for each row of the weight"
     cost: ClassVar[str] = "LoRA's, and the lengths of all rows of each weight anew in every pass"
+    kind: ClassVar[type[LoRADelta]] = DoRADelta
     tensors: ClassVar[Mapping[str, str]] = {**LoRA.tensors, "magnitude": "lora_magnitude_vector"}
 
     def problems(self, decoder: Decoder) -> list[str]:
         refused = ["start=pissa is LoRA's alone; leave it out or take --technique lora"] if self.start != "zero" else []
         return super().problems(decoder) + refused
 
-    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
-        return {
-            path: DoRADelta(linear, *self.scale_of(path), self.dropout, generator)
-            for path, linear in self.matches(decoder).items()
-        }
+    def still(self, linear: Linear, tensor: str) -> Tensor:
+        return linear.weight.float().norm(dim=1)
+
+    def gathered(self, matrix: Matrix, whole: bool) -> dict[str, Tensor]:
+        return super().gathered(matrix, whole) | {"magnitude": self.joined(matrix, "magnitude")}
+
+    def spread(self, matrix: Matrix, whole: bool, values: Mapping[str, Tensor]) -> None:
+        super().spread(matrix, whole, values)
+        for linear, lengths in zip(matrix.linears.values(), matrix.split(values["magnitude"]), strict=True):
+            if linear.delta is not None:
+                cast(DoRADelta, linear.delta).magnitude.copy_(lengths)
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         return super().describe(decoder) | {"use_dora": True}

@@ -14,12 +14,24 @@ from torch import Tensor, nn
 
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear
-from graftwood.techniques._linear import ALL_LINEAR, LinearTechnique, leaves, listed, matched, patterned, unmatched
+from graftwood.model.matrices import Matrix, matrices
+from graftwood.techniques._linear import (
+    ALL_LINEAR,
+    LinearDelta,
+    LinearTechnique,
+    leaves,
+    listed,
+    matched,
+    named,
+    patterned,
+    targeted,
+    unmatched,
+)
 
 DEFAULT = "default"
 
 
-class IA3Delta(nn.Module):
+class IA3Delta(LinearDelta):
     """One scale an output, or an input where that is what is scaled. Shapes: ia3_l [out, 1] or [1, in]."""
 
     def __init__(self, linear: Linear, scales_input: bool) -> None:
@@ -27,6 +39,7 @@ class IA3Delta(nn.Module):
         outputs, inputs = linear.weight.shape
         shape = (1, inputs) if scales_input else (outputs, 1)
         self.ia3_l = nn.Parameter(torch.ones(shape, device=linear.weight.device))
+        self.by_row = () if scales_input else ("ia3_l",)
 
     @property
     def scales_input(self) -> bool:
@@ -76,38 +89,47 @@ class IA3(LinearTechnique):
         AfterValidator(patterned),
     ] = (DEFAULT,)
 
-    def matches(self, decoder: Decoder) -> dict[str, Linear]:
-        linears = decoder.linears()
+    def matches(self, decoder: Decoder) -> dict[str, Matrix]:
         if self.targets == (DEFAULT,):
             last = _outward(decoder)
-            return {p: m for p, m in linears.items() if p in last or p.endswith(("k_proj", "v_proj"))}
-        return matched(self.targets, linears, ALL_LINEAR)
+            return {p: m for p, m in named(decoder).items() if p in last or p.endswith(("k_proj", "v_proj"))}
+        return targeted(self.targets, decoder)
 
-    def scaled_inputs(self, decoder: Decoder) -> dict[str, Linear]:
+    def scaled_inputs(self, decoder: Decoder) -> dict[str, Matrix]:
         """Those of the targets whose inputs are scaled."""
         chosen = self.matches(decoder)
         if self.inputs == (DEFAULT,):
             last = _outward(decoder)
-            return {path: linear for path, linear in chosen.items() if path in last}
+            return {path: matrix for path, matrix in chosen.items() if path in last}
         return matched(self.inputs, chosen, ALL_LINEAR)
 
     def problems(self, decoder: Decoder) -> list[str]:
-        what = f"linear of {decoder.architecture.name}"
-        found = [] if self.targets == (DEFAULT,) else unmatched(self.targets, decoder.linears(), ALL_LINEAR, what)
+        found = [] if self.targets == (DEFAULT,) else super().problems(decoder)
         inputs = () if self.inputs == (DEFAULT,) else self.inputs
-        return found + unmatched(inputs, self.matches(decoder), ALL_LINEAR, "targeted linear")
+        found += unmatched(inputs, self.matches(decoder), ALL_LINEAR, "targeted linear")
+        whole = matrices(decoder)
+        if apart := [path for path in self.scaled_inputs(decoder) if path not in whole]:
+            found.append(
+                f"the files hold {apart[0]} together with others of the same input: name all of them as `inputs`"
+            )
+        return found
 
-    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
+    def still(self, linear: Linear, tensor: str) -> Tensor:
+        return torch.ones(len(linear.weight), 1, device=linear.weight.device)
+
+    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, LinearDelta]:
         inner = self.scaled_inputs(decoder)
-        return {path: IA3Delta(linear, path in inner) for path, linear in self.matches(decoder).items()}
+        return {
+            path: IA3Delta(linear, target in inner)
+            for target, matrix in self.matches(decoder).items()
+            for path, linear in matrix.linears.items()
+        }
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
-        linears = decoder.linears()
-        return {
-            "target_modules": leaves(self.matches(decoder), linears),
-            "feedforward_modules": leaves(self.scaled_inputs(decoder), linears),
-            "fan_in_fan_out": False,
-            "modules_to_save": None,
+        among, stored = matrices(decoder), [matrix.path for matrix, _ in self.stored(decoder)]
+        return super().describe(decoder) | {
+            "target_modules": leaves(stored, among),
+            "feedforward_modules": leaves(self.scaled_inputs(decoder), among),
         }
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear
-from graftwood.techniques._linear import LinearTechnique, regular
+from graftwood.model.matrices import Matrix
+from graftwood.techniques._linear import LinearDelta, LinearTechnique, names, regular
 from graftwood.techniques._peft import options_from
 
 # How PEFT's other starts begin is no matter once A and B are there; those that also change the base's weights are
@@ -35,12 +36,13 @@ _STARTS = {
 }
 
 
-class LoRADelta(nn.Module):
+class LoRADelta(LinearDelta):
     """The update of one linear. Shapes: lora_A [R, in], lora_B [out, R].
 
     `taken` is what the start takes off the base's weight, so that A and B can begin with it: `(A, B)` of the start.
     """
 
+    by_row: tuple[str, ...] = ("lora_B",)
     taken_A: Tensor | None
     taken_B: Tensor | None
 
@@ -57,14 +59,11 @@ class LoRADelta(nn.Module):
         self.dropout = dropout
 
     @torch.no_grad()
-    def start_principal(self, linear: Linear) -> None:
-        """Begin with the largest singular components of the weight, and take them off the base's part."""
-        rank = len(self.lora_A)
-        left, values, right = torch.linalg.svd(linear.weight.float(), full_matrices=False)
-        root = (values[:rank] / self.scale).sqrt()
-        self.lora_A.copy_(root.unsqueeze(1) * right[:rank])
-        self.lora_B.copy_(left[:, :rank] * root)
-        self.taken_A, self.taken_B = self.lora_A.detach().clone(), self.lora_B.detach().clone()
+    def start_with(self, a: Tensor, b: Tensor) -> None:
+        """Begin with this update, and take it off the base's part."""
+        self.lora_A.copy_(a)
+        self.lora_B.copy_(b)
+        self.taken_A, self.taken_B = a.clone(), b.clone()
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """A and B of the whole update, what was taken off included."""
@@ -120,6 +119,52 @@ def by_pattern(patterns: Mapping[str, float], path: str, default: float) -> floa
     return next((v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
 
 
+def by_name(values: Mapping[str, float], default: float) -> dict[str, float]:
+    """A pattern for the values that are not the default: last parts of paths where they say it."""
+    found: dict[str, float] = {}
+    for path, value in values.items():
+        leaf = path.rpartition(".")[2]
+        alike = all(other == value for one, other in values.items() if names(leaf, one))
+        found |= {leaf if alike else path: value} if value != default else {}
+    return found
+
+
+def principal(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A and B of a matrix's largest singular components. Shapes: weight [out, in], A [R, in], B [out, R]."""
+    left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
+    root = (values[:rank] / scale).sqrt()
+    return root.unsqueeze(1) * right[:rank], left[:, :rank] * root
+
+
+@torch.no_grad()
+def stacked(matrix: Matrix) -> tuple[Tensor, Tensor, float]:
+    """Updates of single linears as one of their matrix: each A above the other, each B in its own rows and columns."""
+    deltas: list[Any] = [linear.delta for linear in matrix.linears.values()]
+    own = [delta for delta in deltas if delta is not None]
+    a, blocks, start = torch.cat([delta.lora_A for delta in own]), [], 0
+    for linear, delta in zip(matrix.linears.values(), deltas, strict=True):
+        block = a.new_zeros(len(linear.weight), len(a))
+        if delta is not None:
+            end = start + len(delta.lora_A)
+            block[:, start:end] = delta.lora_B * (delta.scale / own[0].scale)
+            start = end
+        blocks.append(block)
+    return a, matrix.join(blocks), own[0].scale
+
+
+@torch.no_grad()
+def unstack(matrix: Matrix, a: Tensor, b: Tensor) -> None:
+    """The inverse of `stacked`, into the deltas."""
+    deltas: list[Any] = [linear.delta for linear in matrix.linears.values()]
+    scale, start = next(delta.scale for delta in deltas if delta is not None), 0
+    for delta, rows in zip(deltas, matrix.split(b), strict=True):
+        if delta is not None:
+            end = start + len(delta.lora_A)
+            delta.lora_A.copy_(a[start:end])
+            delta.lora_B.copy_(rows[:, start:end] * (scale / delta.scale))
+            start = end
+
+
 class LoRA(LinearTechnique):
     """Low-rank adaptation of the linears inside the blocks."""
 
@@ -135,6 +180,7 @@ class LoRA(LinearTechnique):
     trains: ClassVar[str] = "two low-rank matrices beside each targeted linear"
     cost: ClassVar[str] = "two thin products more for each linear; no gradient of a whole matrix"
     peft_type: ClassVar[str | None] = "LORA"
+    kind: ClassVar[type[LoRADelta]] = LoRADelta
     tensors: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
     peft: ClassVar[Mapping[str, str]] = {
         "r": "rank",
@@ -182,10 +228,14 @@ class LoRA(LinearTechnique):
     def problems(self, decoder: Decoder) -> list[str]:
         found = super().problems(decoder)
         chosen = self.matches(decoder)
-        sizes = {path: (self.scale_of(path)[0], linear.weight.shape) for path, linear in chosen.items()}
+        sizes = {path: (self.scale_of(path)[0], matrix.shape) for path, matrix in chosen.items()}
         small = sorted(
             {f"rank {r} is above the size of {path} {list(s)}" for path, (r, s) in sizes.items() if r > min(s)}
         )
+        if self.start == "pissa" and not all(whole for _, whole in self.stored(decoder)):
+            found.append(
+                "start=pissa needs whole matrices of the files, which a target is part of; name those, or all-linear"
+            )
         if small:
             found.append(f"{small[0]} and {len(small) - 1} more; lower --rank")
         unused = [
@@ -197,21 +247,58 @@ class LoRA(LinearTechnique):
             found.append(f"rank_pattern and alpha_pattern name no targeted linear with {', '.join(map(repr, unused))}")
         return found
 
-    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
-        made: dict[str, nn.Module] = {}
-        for path, linear in self.matches(decoder).items():
-            delta = LoRADelta(linear, *self.scale_of(path), self.dropout, generator)
+    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, LinearDelta]:
+        made: dict[str, LinearDelta] = {}
+        for path, matrix in self.matches(decoder).items():
+            rank, scale = self.scale_of(path)
+            deltas = [self.kind(linear, rank, scale, self.dropout, generator) for linear in matrix.linears.values()]
             if self.start == "pissa":
-                delta.start_principal(linear)
-            made[path] = delta
+                a, b = principal(matrix.weight(), rank, scale)
+                for delta, rows in zip(deltas, matrix.split(b), strict=True):
+                    delta.start_with(a, rows)
+            made |= zip(matrix.linears, deltas, strict=True)
         return made
+
+    def update(self, matrix: Matrix, whole: bool) -> tuple[Tensor, Tensor, float]:
+        """A, B and the scale of all that is added to a matrix of the files."""
+        deltas = [linear.delta for linear in matrix.linears.values()]
+        if not whole:
+            return stacked(matrix)
+        parts = [delta.parts() for delta in deltas if isinstance(delta, LoRADelta)]
+        return parts[0][0], matrix.join([b for _, b in parts]), self.scale_of(matrix.path)[1]
+
+    def gathered(self, matrix: Matrix, whole: bool) -> dict[str, Tensor]:
+        if whole:
+            return super().gathered(matrix, whole)
+        a, b, _ = stacked(matrix)
+        return {"lora_A": a, "lora_B": b}
+
+    def spread(self, matrix: Matrix, whole: bool, values: Mapping[str, Tensor]) -> None:
+        if whole:
+            super().spread(matrix, whole, values)
+        else:
+            unstack(matrix, values["lora_A"], values["lora_B"])
 
     def rates(self, decoder: Decoder) -> dict[str, float]:
         return {name: self.b_rate for name in decoder.trained() if name.endswith("lora_B") and self.b_rate != 1}
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         start = "pissa" if self.start == "pissa" else True
-        return super().describe(decoder) | {"bias": "none", "fan_in_fan_out": False, "init_lora_weights": start}
+        return super().describe(decoder) | self.patterns(decoder) | {"bias": "none", "init_lora_weights": start}
+
+    def patterns(self, decoder: Decoder) -> dict[str, Any]:
+        """Ranks and alphas of the files' matrices: those of single linears add up to a matrix's."""
+        stored = self.stored(decoder)
+        if all(whole for _, whole in stored):
+            return {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
+        ranks, alphas = {}, {}
+        for matrix, whole in stored:
+            rank, scale = self.scale_of(matrix.path)
+            if not whole:
+                a, _, scale = stacked(matrix)
+                rank = len(a)
+            ranks[matrix.path], alphas[matrix.path] = rank, scale * (math.sqrt(rank) if self.rslora else rank)
+        return {"rank_pattern": by_name(ranks, self.rank), "alpha_pattern": by_name(alphas, self.alpha)}
 
     @classmethod
     def opens(cls, config: Mapping[str, Any]) -> bool:
@@ -223,5 +310,5 @@ class LoRA(LinearTechnique):
         odd = [] if config.get("target_modules") else ["target_modules"]
         known = isinstance(given, bool | str | None) and given in _STARTS
         odd += [] if known else ["init_lora_weights"]
-        options = options_from(cls.title, config, cls.peft, (*cls.peft_past, "use_dora"), odd)
+        options = options_from(cls.title, config, cls.peft, (*cls.peft_past, "use_dora", "fan_in_fan_out"), odd)
         return cls.parse({"rank": 8, "alpha": 8, "start": _STARTS[given]} | options)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear
-from graftwood.techniques._linear import LinearTechnique
+from graftwood.techniques._linear import LinearDelta, LinearTechnique
 from graftwood.techniques._peft import options_from
 
 
-class OFTDelta(nn.Module):
+class OFTDelta(LinearDelta):
     """`W R x`, R block-diagonal and orthogonal. Shapes: oft_R [K, S (S - 1) / 2], the upper halves of skew matrices."""
 
     rows: Tensor
@@ -90,6 +90,8 @@ class OFT(LinearTechnique):
         "num_cayley_neumann_terms": "terms",
     }
 
+    only_whole: ClassVar[str | None] = "it turns what all rows of a matrix read"
+
     block: Annotated[
         int, Field(ge=2, description="size of a block; where it divides no linear's inputs, the nearest divisor")
     ] = 32
@@ -98,22 +100,23 @@ class OFT(LinearTechnique):
     ] = "series"
     terms: Annotated[int, Field(ge=4, description="terms of the series")] = 5
 
-    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
+    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, LinearDelta]:
         terms = self.terms if self.cayley == "series" else None
         return {
             path: OFTDelta(linear, fitting(linear.weight.shape[1], self.block), terms)
-            for path, linear in self.matches(decoder).items()
+            for matrix in self.matches(decoder).values()
+            for path, linear in matrix.linears.items()
         }
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         fixed = {"r": 0, "use_cayley_neumann": self.cayley == "series", "bias": "none", "module_dropout": 0.0}
-        return super().describe(decoder) | fixed | {"coft": False, "block_share": False, "fan_in_fan_out": False}
+        return super().describe(decoder) | fixed | {"coft": False, "block_share": False}
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any]) -> Self:
         odd = [] if config.get("target_modules") else ["target_modules"]
         odd += ["module_dropout"] if config.get("module_dropout") else []
         odd += [] if config.get("oft_block_size") else ["oft_block_size"]
-        past = ("init_weights", "eps", "use_cayley_neumann", "module_dropout")
+        past = ("init_weights", "eps", "use_cayley_neumann", "module_dropout", "fan_in_fan_out")
         options = options_from(cls.title, config, cls.peft, past, odd)
         return cls.parse(options | {"cayley": "series" if config.get("use_cayley_neumann") else "exact"})

@@ -15,22 +15,21 @@ from torch import Tensor, nn
 
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear
-from graftwood.techniques._linear import LinearTechnique
+from graftwood.model.matrices import Matrix
+from graftwood.techniques._linear import LinearDelta, LinearTechnique
 
 
-class SHiRADelta(nn.Module):
+class SHiRADelta(LinearDelta):
     """What is added to the chosen entries of one weight. Shapes: shira_weight [n], shira_indices [2, n]."""
+
+    by_row: tuple[str, ...] = ("shira_weight", "shira_indices")
 
     shira_indices: Tensor
 
-    def __init__(self, linear: Linear, count: int, generator: torch.Generator) -> None:
+    def __init__(self, values: Tensor, places: Tensor) -> None:
         super().__init__()
-        outputs, inputs = linear.weight.shape
-        device = linear.weight.device
-        chosen = torch.randperm(outputs * inputs, generator=generator)[:count].sort().values
-        places = torch.stack([chosen // inputs, chosen % inputs])
-        self.shira_weight = nn.Parameter(torch.zeros(count, device=device))
-        self.register_buffer("shira_indices", places.to(device, torch.int32), persistent=False)
+        self.shira_weight = nn.Parameter(values)
+        self.register_buffer("shira_indices", places.to(torch.int32), persistent=False)
 
     def merged(self, linear: Linear) -> Tensor:
         """The weight with what was added, in float32."""
@@ -63,20 +62,61 @@ class SHiRA(LinearTechnique):
 
     rank: Annotated[int, Field(ge=1, description="`rank * (inputs + outputs)` entries of each weight train")] = 16
 
+    only_whole: ClassVar[str | None] = "the size of the whole says how many entries train"
+
     def problems(self, decoder: Decoder) -> list[str]:
         found = super().problems(decoder)
-        shapes = {path: linear.weight.shape for path, linear in self.matches(decoder).items()}
+        shapes = {path: matrix.shape for path, matrix in self.matches(decoder).items()}
         over = [f"{path} {list(s)}" for path, s in shapes.items() if self.rank * sum(s) > s[0] * s[1]]
         if over:
             more = f" and {len(over) - 1} more" if len(over) > 1 else ""
             found.append(f"rank {self.rank} asks for more entries than {over[0]}{more} have; lower --rank")
         return found
 
-    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
-        return {
-            path: SHiRADelta(linear, self.rank * sum(linear.weight.shape), generator)
-            for path, linear in self.matches(decoder).items()
-        }
+    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, LinearDelta]:
+        made: dict[str, LinearDelta] = {}
+        for matrix in self.matches(decoder).values():
+            (outputs, inputs), device = matrix.shape, decoder.device
+            chosen = (
+                torch.randperm(outputs * inputs, generator=generator)[: self.rank * (outputs + inputs)].sort().values
+            )
+            places = torch.stack([chosen // inputs, chosen % inputs]).to(device)
+            made |= _divided(matrix, torch.zeros(len(chosen), device=device), places)
+        return made
+
+    def gathered(self, matrix: Matrix, whole: bool) -> dict[str, Tensor]:
+        deltas = [linear.delta for linear in matrix.linears.values()]
+        parts = [delta for delta in deltas if isinstance(delta, SHiRADelta)]
+        if len(parts) == 1:
+            return {name: getattr(parts[0], name) for name in self.tensors}
+        places = torch.cat(
+            [
+                torch.stack([rows[own.shira_indices[0].long()], own.shira_indices[1]])
+                for rows, own in zip(matrix.numbers(), parts, strict=True)
+            ],
+            dim=1,
+        )
+        order = (places[0] * matrix.shape[1] + places[1]).argsort()
+        values = torch.cat([own.shira_weight for own in parts])
+        return {"shira_weight": values[order], "shira_indices": places[:, order].to(torch.int32)}
+
+    def spread(self, matrix: Matrix, whole: bool, values: Mapping[str, Tensor]) -> None:
+        for path, delta in _divided(matrix, values["shira_weight"], values["shira_indices"]).items():
+            own = matrix.linears[path].delta
+            assert isinstance(own, SHiRADelta)
+            own.shira_weight.data, own.shira_indices = delta.shira_weight.data.to(own.shira_weight), delta.shira_indices
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
-        return super().describe(decoder) | {"mask_type": "random", "random_seed": None, "fan_in_fan_out": False}
+        return super().describe(decoder) | {"mask_type": "random", "random_seed": None}
+
+
+def _divided(matrix: Matrix, values: Tensor, places: Tensor) -> dict[str, SHiRADelta]:
+    """Values at places of a matrix, [2, n], as deltas of its linears."""
+    found = {}
+    for (path, linear), rows in zip(matrix.linears.items(), matrix.numbers(), strict=True):
+        within = places.new_full((matrix.shape[0],), -1, dtype=torch.long)
+        within[rows] = torch.arange(len(linear.weight), device=within.device)
+        own = within[places[0].long()]
+        kept = own >= 0
+        found[path] = SHiRADelta(values[kept], torch.stack([own[kept], places[1][kept].long()]))
+    return found

@@ -16,38 +16,45 @@ from torch import Tensor, nn
 
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear
-from graftwood.technique import copy_tensors
-from graftwood.techniques._linear import LinearTechnique
+from graftwood.technique import check_tensors
+from graftwood.techniques._linear import LinearDelta, LinearTechnique
 
 _SHARED = {"vera_A": "base_model.vera_A", "vera_B": "base_model.vera_B"}
 
 
-class VeRADelta(nn.Module):
-    """`b * B (d * A x)`. Shapes: lambda_d [R], lambda_b [out]; the shared A [R, most inputs], B [most outputs, R]."""
+class VeRADelta(LinearDelta):
+    """`b * B (d * A x)`. Shapes: lambda_d [R], lambda_b [out]; the shared A [R, most inputs], B [most outputs, R].
 
+    `rows` are those of B that are for this linear.
+    """
+
+    by_row: tuple[str, ...] = ("vera_lambda_b",)
     vera_A: Tensor
     vera_B: Tensor
 
-    def __init__(self, linear: Linear, a: Tensor, b: Tensor, start: float, dropout: float) -> None:
+    def __init__(
+        self, linear: Linear, a: Tensor, b: Tensor, rows: slice | Tensor, start: float, dropout: float
+    ) -> None:
         super().__init__()
         device = linear.weight.device
-        self.outputs, self.inputs = linear.weight.shape
+        outputs, self.inputs = linear.weight.shape
+        self.rows = rows
         self.vera_lambda_d = nn.Parameter(torch.full((len(a),), start, device=device))
-        self.vera_lambda_b = nn.Parameter(torch.zeros(self.outputs, device=device))
+        self.vera_lambda_b = nn.Parameter(torch.zeros(outputs, device=device))
         self.register_buffer("vera_A", a, persistent=False)
         self.register_buffer("vera_B", b, persistent=False)
         self.dropout = dropout
 
     def merged(self, linear: Linear) -> Tensor:
         """The weight that computes the same without a delta, in float32."""
-        left = self.vera_lambda_b.unsqueeze(1) * self.vera_B[: self.outputs]
+        left = self.vera_lambda_b.unsqueeze(1) * self.vera_B[self.rows]
         right = self.vera_lambda_d.unsqueeze(1) * self.vera_A[:, : self.inputs]
         return torch.addmm(linear.weight.float(), left, right)
 
     def forward(self, linear: Linear, x: Tensor) -> Tensor:
         dropped = F.dropout(x, self.dropout, self.training)
         low = F.linear(dropped, self.vera_A[:, : self.inputs].to(x.dtype)) * self.vera_lambda_d.to(x.dtype)
-        high = F.linear(low, self.vera_B[: self.outputs].to(x.dtype))
+        high = F.linear(low, self.vera_B[self.rows].to(x.dtype))
         return torch.addcmul(linear.plain(x), high, self.vera_lambda_b.to(x.dtype))
 
 
@@ -74,18 +81,25 @@ class VeRA(LinearTechnique):
         "target_modules": "targets",
     }
     peft_past: ClassVar[tuple[str, ...]] = ("init_weights", "save_projection")
+    only_whole: ClassVar[str | None] = "its files have one d for all rows of a matrix"
 
     rank: Annotated[int, Field(ge=1, description="rows of A, columns of B")] = 256
     start: Annotated[float, Field(gt=0, description="what d begins with")] = 0.1
     dropout: Annotated[float, Field(ge=0, lt=1, description="dropout on the input while training")] = 0.0
     projection_seed: Annotated[int, Field(ge=0, description="seed of A and B")] = 0
 
-    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, nn.Module]:
-        chosen = self.matches(decoder)
-        outputs, inputs = (max(linear.weight.shape[side] for linear in chosen.values()) for side in (0, 1))
+    def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, LinearDelta]:
+        chosen = self.matches(decoder).values()
+        outputs, inputs = (max(matrix.shape[side] for matrix in chosen) for side in (0, 1))
         generator = torch.Generator().manual_seed(self.projection_seed)
         a, b = (_uniform(shape, generator).to(decoder.device) for shape in ((self.rank, inputs), (outputs, self.rank)))
-        return {path: VeRADelta(linear, a, b, self.start, self.dropout) for path, linear in chosen.items()}
+        made: dict[str, LinearDelta] = {}
+        for matrix in chosen:
+            alone: list[slice | Tensor] = [slice(matrix.shape[0])]
+            numbers = alone if len(matrix.linears) == 1 else matrix.numbers()
+            for (path, linear), rows in zip(matrix.linears.items(), numbers, strict=True):
+                made[path] = VeRADelta(linear, a, b, rows, self.start, self.dropout)
+        return made
 
     def files(self, decoder: Decoder) -> dict[str, Tensor]:
         some = next(linear.delta for linear in decoder.linears().values() if linear.delta is not None)
@@ -93,12 +107,16 @@ class VeRA(LinearTechnique):
 
     def load(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
         wanted = self.files(decoder)
-        if not any(name in tensors for name in _SHARED.values()):  # PEFT may leave them to the seed
-            wanted = {name: place for name, place in wanted.items() if name not in _SHARED.values()}
-        copy_tensors(wanted, tensors, "the adapter")
+        shared = {name: wanted.pop(name) for name in _SHARED.values()}
+        if not shared.keys().isdisjoint(tensors):  # PEFT may leave them to the seed
+            wanted |= shared
+        check_tensors(wanted, tensors, "the adapter")
+        self.scatter(decoder, tensors)
+        for name in shared.keys() & wanted.keys():
+            shared[name].copy_(tensors[name])
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
-        return super().describe(decoder) | {"save_projection": True, "bias": "none", "fan_in_fan_out": False}
+        return super().describe(decoder) | {"save_projection": True, "bias": "none"}
 
 
 def _uniform(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
