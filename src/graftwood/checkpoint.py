@@ -19,6 +19,7 @@ from torch import Tensor
 from graftwood.base import Base
 from graftwood.errors import ConfigError, ModelError, nearest
 from graftwood.files import atomic_folder, storage, write_json
+from graftwood.model.tensor_files import unpickled
 from graftwood.model.weights import save_tensors, to_files, write_tensors
 from graftwood.technique import TECHNIQUES, Technique
 
@@ -67,7 +68,8 @@ def load_adapter(base: Base, folder: Path) -> Technique:
             f"({base.fingerprint[:12]}); load the base it was trained on"
         )
     technique.apply(base.decoder, seed=0)
-    technique.load(base.decoder, load_tensors(folder / technique.weights_file))
+    safe, pickled = folder / technique.weights_file, folder / technique.pickled_file
+    technique.load(base.decoder, unpickled(pickled) if pickled.exists() and not safe.exists() else load_tensors(safe))
     base.decoder.requires_grad_(False).eval()
     return technique
 

@@ -265,14 +265,13 @@ def test_adapters_compute_their_formula(kind: str, base: Decoder) -> None:
             if kind == "double_seq_bn":
                 attended = attended + adapted(attended, f"{path}.attention_adapters")
             x = x + attended
-            read: Any = b.post_attention_layernorm(x)
-            y = b.mlp(read)
+            y: Any = b.mlp(b.post_attention_layernorm(x))
             if kind == "double_seq_bn":
                 x = x + y + adapted(y, f"{path}.output_adapters")
             elif kind == "seq_bn":
                 x = x + y + adapted(x + y, f"{path}.output_adapters")
             else:
-                x = x + y + 4.0 * adapted(read, f"{path}.output_adapters")
+                x = x + y + 4.0 * adapted(x, f"{path}.output_adapters")
         expected = plain.logits(plain.model.norm(x))
     torch.testing.assert_close(logits(base), expected, rtol=1e-4, atol=1e-4)
 

@@ -91,7 +91,7 @@ class _Pickled:
     """A `.bin` file: the elements of each tensor, and the tensors."""
 
     def __init__(self, path: Path) -> None:
-        self._tensors = _unpickled(path)
+        self._tensors = unpickled(path)
         self.sizes = {name: tensor.numel() for name, tensor in self._tensors.items()}
 
     def tensor(self, name: str) -> Tensor:
@@ -99,7 +99,7 @@ class _Pickled:
         return self._tensors[name]
 
 
-def _unpickled(path: Path) -> Mapping[str, Tensor]:
+def unpickled(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a `.bin` file, by memory map unless it is of the form from before 2020."""
     try:
         with warnings.catch_warnings():

@@ -1,13 +1,15 @@
 """Bottleneck adapters: small networks with a narrow middle after, or beside, the parts of each block.
 
 Source: `double_seq_bn` is Houlsby et al. 2019, arXiv 1902.00751; `seq_bn` Pfeiffer et al. 2020, arXiv 2005.00247;
-`par_bn` He et al. 2021, arXiv 2110.04366. Names, defaults and files are those of AdapterHub's `adapters`.
+`par_bn` He et al. 2021, arXiv 2110.04366. Names, defaults and files are those of AdapterHub's `adapters`, and so is
+what `par_bn` reads: the stream between attention and feed-forward, before it is normed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -33,21 +35,51 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "residual_before_ln": (True,),
     "output_adapter": (True,),
 }
-_PAST = ("init_weights", "phm_dim", "factorized_phm_W", "shared_W_phm", "shared_phm_rule", "factorized_phm_rule",
-         "phm_c_init", "phm_init_range", "learn_phm", "hypercomplex_nonlinearity", "phm_rank", "phm_bias",
-         "adapter_residual_before_ln", "inv_adapter_reduction_factor")  # fmt: skip
-_READ = ("mh_adapter", "original_ln_before", "is_parallel", "reduction_factor", "non_linearity", "scaling")
+_PAST = ("init_weights", "init_weights_seed", "dropout", "stochastic_depth", "phm_dim", "factorized_phm_W",
+         "shared_W_phm", "shared_phm_rule", "factorized_phm_rule", "phm_c_init", "phm_init_range", "learn_phm",
+         "hypercomplex_nonlinearity", "phm_rank", "phm_bias", "adapter_residual_before_ln",
+         "inv_adapter_reduction_factor")  # fmt: skip
+_READ = {"reduction_factor": "reduction", "non_linearity": "activation", "scaling": "scaling"}
+_ABOUT = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "peft_version", "config", "name",
+          "hidden_size", "model_type", "model_name", "model_class", "version")  # fmt: skip
+_PLACED = ("mh_adapter", "original_ln_before", "is_parallel")
+_KINDS: dict[tuple[bool, bool, bool], Kind] = {
+    (True, False, False): "double_seq_bn",
+    (False, True, False): "seq_bn",
+    (False, False, True): "par_bn",
+}
 _OFF: tuple[Any, ...] = (None, False, 0, "none", {}, [])
 
 
-class Bottleneck(nn.Module):
-    """`y + scaling * up(f(down(x)))`; x is y, or what the part reads where the adapter stands beside it."""
+@dataclass
+class Stream:
+    """What attention gave in this pass, from the block's own point of view."""
 
-    def __init__(self, channels: int, inner: int, activation: Activation, scaling: float, beside: bool) -> None:
+    attention: Tensor | None = None
+
+
+class Heard(nn.Module):
+    """Stands on attention, changes nothing, and keeps what it gives until the block's end."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.stream.attention = y
+        return y
+
+
+class Bottleneck(nn.Module):
+    """`y + scaling * up(f(down(x)))`; x is y, or, beside a feed-forward, what enters the block plus its attention."""
+
+    def __init__(
+        self, channels: int, inner: int, activation: Activation, scaling: float, stream: Stream | None
+    ) -> None:
         super().__init__()
         self.adapter_down = nn.Linear(channels, inner)
         self.adapter_up = nn.Linear(inner, channels)
-        self.activation, self.scaling, self.beside = _ACTIVATIONS[activation], scaling, beside
+        self.activation, self.scaling, self.stream = _ACTIVATIONS[activation], scaling, stream
 
     @torch.no_grad()
     def start(self, generator: torch.Generator) -> None:
@@ -60,7 +92,10 @@ class Bottleneck(nn.Module):
             parameter.zero_()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        read = x if self.beside else y
+        read = y
+        if self.stream is not None:
+            assert self.stream.attention is not None, "attention comes before the block's end"
+            read, self.stream.attention = x + self.stream.attention, None
         down, up = ((part.weight.to(y.dtype), part.bias.to(y.dtype)) for part in (self.adapter_down, self.adapter_up))
         return y + self.scaling * F.linear(self.activation(F.linear(read, *down)), *up)
 
@@ -82,6 +117,7 @@ class Adapter(Technique):
     )
     peft_type: ClassVar[str | None] = "BOTTLENECK"  # AdapterHub's, not one of PEFT's
     weights_file: ClassVar[str] = "adapter.safetensors"
+    pickled_file: ClassVar[str] = "pytorch_adapter.bin"
 
     kind: Annotated[
         Kind, Field(description="after attention and feed-forward, after the block, or beside the feed-forward")
@@ -105,8 +141,8 @@ class Adapter(Technique):
         for (path, attention, feed_forward), block in zip(decoder.sublayers(), decoder.blocks, strict=True):
             if self.kind == "double_seq_bn":
                 yield f"{path}.attention_adapters", attention
-            # Pfeiffer's comes after the residual is added back, where a block ends.
-            yield f"{path}.output_adapters", block if self.kind == "seq_bn" else feed_forward
+            # The others come after the residual is added back, where a block ends.
+            yield f"{path}.output_adapters", feed_forward if self.kind == "double_seq_bn" else block
 
     def apply(self, decoder: Decoder, seed: int) -> None:
         decoder.requires_grad_(False)
@@ -114,8 +150,13 @@ class Adapter(Technique):
         reduction, activation, scaling = self.settings()
         inner = max(1, int(channels // reduction))
         generator = torch.Generator().manual_seed(seed)
+        streams = {}
+        if self.kind == "par_bn":
+            for (_, attention, _), block in zip(decoder.sublayers(), decoder.blocks, strict=True):
+                streams[block] = Stream()
+                hook(attention, Heard(streams[block]).train(attention.training))
         for _, module in self.places(decoder):
-            bottleneck = Bottleneck(channels, inner, activation, scaling, self.kind == "par_bn")
+            bottleneck = Bottleneck(channels, inner, activation, scaling, streams.get(module))
             bottleneck.start(generator)
             hook(module, bottleneck.to(decoder.device).train(module.training))
 
@@ -130,48 +171,45 @@ class Adapter(Technique):
         return files
 
     def load(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
-        copy_tensors(self.files(decoder), tensors, "the adapter")
+        # AdapterHub leaves the first part out of the names where the model had no head.
+        whole = {decoder.architecture.names.whole(name): tensor for name, tensor in tensors.items()}
+        copy_tensors(self.files(decoder), whole, "the adapter")
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         reduction, activation, scaling = self.settings()
-        shape = {"reduction_factor": reduction, "non_linearity": activation, "scaling": scaling}
-        about = {"name": self.label, "hidden_size": decoder.config.hidden_size}
-        if self.kind == "par_bn":  # AdapterHub's reads the residual stream and not, as here, what the part reads
-            return about | {"par_bn": shape}
-        placed = {
-            "mh_adapter": self.kind == "double_seq_bn",
+        heads, before, parallel = next(said for said, kind in _KINDS.items() if kind == self.kind)
+        config = {
+            "reduction_factor": reduction,
+            "non_linearity": activation,
+            "scaling": scaling,
+            "mh_adapter": heads,
             "output_adapter": True,
-            "original_ln_before": self.kind == "seq_bn",
+            "original_ln_before": before,
             "original_ln_after": True,
             "residual_before_ln": True,
-            "is_parallel": False,
+            "is_parallel": parallel,
             "init_weights": "mam_adapter",
         }
-        return about | {"model_type": decoder.config.architecture, "config": shape | placed}
+        about = {"name": self.label, "hidden_size": decoder.config.hidden_size, "version": "adapters.1.3.0"}
+        return about | {"model_type": decoder.config.architecture, "config": config}
 
     @classmethod
     def opens(cls, config: Mapping[str, Any]) -> bool:
-        inside = config.get("config")
-        return super().opens(config) or (isinstance(inside, Mapping) and "reduction_factor" in inside)
+        return super().opens(config) or ("peft_type" not in config and isinstance(config.get("config"), Mapping))
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any]) -> Self:
-        given: Mapping[str, Any] = config.get("config") or config.get("par_bn") or {}
-        wrong = [
-            f"{key}={given[key]!r}" for key, allowed in _FIXED.items() if given.get(key, allowed[0]) not in allowed
-        ]
-        known = {*_FIXED, *_PAST, *_READ}
+        given: Mapping[str, Any] = config.get("config") or {}
+        said = bool(given.get("mh_adapter")), bool(given.get("original_ln_before")), bool(given.get("is_parallel"))
+        wrong = [f"{key}={config[key]!r}" for key in config if key not in _ABOUT]
+        wrong += [f"{key}={given[key]!r}" for key, ok in _FIXED.items() if given.get(key, ok[0]) not in ok]
+        known = {*_FIXED, *_PAST, *_READ, *_PLACED}
         wrong += [f"{key}={value!r}" for key, value in given.items() if key not in known and value not in _OFF]
-        shape = bool(given.get("mh_adapter")), bool(given.get("original_ln_before"))
-        kinds: dict[tuple[bool, bool], Kind] = {(True, False): "double_seq_bn", (False, True): "seq_bn"}
-        if given.get("is_parallel"):
-            wrong.append("is_parallel=True")
-        elif "par_bn" not in config and shape not in kinds:
-            wrong.append("mh_adapter={}, original_ln_before={}".format(*shape))
+        numbers = ("reduction_factor", "scaling")
+        wrong += [f"{key}={given[key]!r}" for key in numbers if not isinstance(given.get(key, 1.0), int | float)]
+        if given.get("architecture") is None and said not in _KINDS:
+            wrong.append(", ".join(f"{key}={value}" for key, value in zip(_PLACED, said, strict=True)))
         if wrong:
             raise ConfigError(f"this adapter uses {', '.join(wrong)}, which this version does not read")
-        options = {"reduction": "reduction_factor", "activation": "non_linearity", "scaling": "scaling"}
-        return cls.parse(
-            {option: given[field] for option, field in options.items() if field in given}
-            | {"kind": "par_bn" if "par_bn" in config else kinds[shape], "label": config.get("name", "default")}
-        )
+        options = {option: given[field] for field, option in _READ.items() if field in given}
+        return cls.parse(options | {"kind": _KINDS[said], "label": config.get("name", "default")})
