@@ -180,6 +180,19 @@ def test_an_adapter_of_a_merged_model_is_not_one_of_its_base(folder: Path, tmp_p
         load_adapter(open_base(str(folder), CPU), tmp_path / "second")
 
 
+def test_a_merged_adapter_is_taken_out_again(folder: Path) -> None:
+    base, technique = with_lora(folder)
+    model = Model(base, technique)
+    before = logits(base.decoder)
+    with pytest.raises(ConfigError, match="nothing was merged into this model"):
+        model.unmerge()
+    model.merge()
+    assert model.technique is None
+    model.unmerge()
+    assert (model.base, model.technique) == (base, technique)
+    assert torch.equal(logits(model.base.decoder), before)
+
+
 def test_a_folder_that_is_no_adapter_is_said_to_be_none(folder: Path, tmp_path: Path) -> None:
     base, technique = with_lora(folder)
     with pytest.raises(ModelError, match=r"is no adapter folder: one has adapter_config\.json"):

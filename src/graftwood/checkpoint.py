@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,6 +26,7 @@ from graftwood.technique import TECHNIQUES, Technique
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HEAD, PICKLED_HEAD = "model_head.safetensors", "pytorch_model_head.bin"
 _CARRIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -67,11 +69,25 @@ def load_adapter(base: Base, folder: Path) -> Technique:
             f"{folder} was trained on {notes.get('base')} ({recorded[:12]}), not on {base.name} "
             f"({base.fingerprint[:12]}); load the base it was trained on"
         )
+    _check_head(base, folder)
     technique.apply(base.decoder, seed=0)
     safe, pickled = folder / technique.weights_file, folder / technique.pickled_file
     technique.load(base.decoder, unpickled(pickled) if pickled.exists() and not safe.exists() else load_tensors(safe))
     base.decoder.requires_grad_(False).eval()
     return technique
+
+
+def _check_head(base: Base, folder: Path) -> None:
+    """AdapterHub lays a copy of the model's head beside an adapter. Raises: ConfigError where it is not the base's."""
+    for name, read in ((HEAD, load_tensors), (PICKLED_HEAD, unpickled)):
+        if (folder / name).exists():
+            own = base.decoder.head_weight()
+            if not all(
+                head.shape == own.shape and torch.equal(head.to(own), own) for head in read(folder / name).values()
+            ):
+                raise ConfigError(
+                    f"{folder / name} is a head of its own, which is not read; save the adapter without one"
+                )
 
 
 def _technique(config: dict[str, Any], folder: Path) -> Technique:

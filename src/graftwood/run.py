@@ -43,6 +43,7 @@ class Model:
     base: Base
     technique: Technique | None = None
     _engine: Engine | None = field(default=None, repr=False)
+    _before: tuple[Base, Technique, Callable[[], None]] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -93,15 +94,24 @@ class Model:
         self._engine = None
 
     def merge(self) -> None:
-        """Fold the adapter into the base's weights."""
+        """Fold the adapter into the base's weights; the weights as they were are kept for `unmerge`."""
         if self.technique is not None:
             if self.base.decoder.base_precision != "full":
                 held = self.base.decoder.base_precision
                 raise ConfigError(f"the base is held in {held}, which a merged weight does not fit; load the run anew")
             merged = _another(self.base, self.technique)
-            self.technique.merge(self.base.decoder)
+            self._before = self.base, self.technique, self.technique.merge(self.base.decoder)
             self.base, self.technique = merged, None
             self.changed()
+
+    def unmerge(self) -> None:
+        """Undo `merge`: base and adapter are what they were, to the bit. Raises: ConfigError with nothing merged."""
+        if self._before is None:
+            raise ConfigError("nothing was merged into this model, so there is nothing to take out")
+        self.base, self.technique, back = self._before
+        back()
+        self._before = None
+        self.changed()
 
     def export(self, folder: str | Path) -> Path:
         """Write a Hugging Face folder that transformers loads, the adapter merged in."""
@@ -191,6 +201,7 @@ def run(
         source, print_ = str(written.resolve()), fingerprint(written)
         model.base = replace(model.base, name=out.name, source=source, folder=written, fingerprint=print_)
     model.technique = None if job.technique.writes_base else job.technique
+    model._before = None  # what was merged earlier is part of this base
     model.changed()
     return Run(out, card, model)
 

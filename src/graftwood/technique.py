@@ -99,12 +99,23 @@ class Technique(BaseModel, ABC):
     def load(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors that `files` gave back. Raises: ConfigError listing all that do not fit."""
 
-    def merge(self, decoder: Decoder) -> None:
+    def merge(self, decoder: Decoder) -> Callable[[], None]:
         """Fold what was trained into the base's parameters and leave a plain decoder.
+
+        Calling what comes back takes it out again, to the bit: it holds what the decoder had, by reference, for as long
+        as it is kept. Taking the update off the merged weights would leave their rounding behind.
 
         Raises: ConfigError where there is nothing it could be folded into.
         """
-        raise ConfigError(f"{self.name} cannot be merged: {self.cannot_merge}")
+        if self.cannot_merge is not None:
+            raise ConfigError(f"{self.name} cannot be merged: {self.cannot_merge}")
+        back = decoder.keepsake()
+        self.fold(decoder)
+        return back
+
+    def fold(self, decoder: Decoder) -> None:
+        """Put new parameters in the place of the base's and its deltas; the old ones stay as they are."""
+        raise AssertionError(f"{self.name} says neither how it is folded in nor why it cannot be merged")
 
     @torch.no_grad()
     def dial(self, decoder: Decoder, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> None:

@@ -175,6 +175,29 @@ def test_merged_equals_unmerged_or_the_entry_says_why_not(name: str, base: Decod
 
 
 @adapters
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_what_is_merged_is_taken_out_to_the_bit(name: str, architecture: str) -> None:
+    decoder = tiny.family(architecture)
+    own = {path: p.detach().clone() for path, p in decoder.named_parameters()}
+    technique, before, after = trained_pair(name, decoder)
+    if why := refusal(name, decoder):
+        with pytest.raises(ConfigError, match=f"{name} cannot be merged: .*{re.escape(why)}"):
+            technique.merge(decoder)
+        return
+    trained = set(decoder.trained())
+    back = technique.merge(decoder)
+    merged = logits(decoder)
+    back()
+    assert torch.equal(logits(decoder), after)
+    assert set(decoder.trained()) == trained
+    with decoder.without_deltas():
+        assert torch.equal(logits(decoder), before)
+        assert all(torch.equal(p, own[path]) for path, p in decoder.named_parameters())
+    technique.merge(decoder)
+    assert torch.equal(logits(decoder), merged), "merged anew it is the same"
+
+
+@adapters
 def test_without_deltas_it_is_the_base(name: str, base: Decoder) -> None:
     _, before, after = trained_pair(name, base)
     with base.without_deltas():

@@ -6,7 +6,7 @@ Letters: B batch, T tokens, C channels, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, cast
@@ -235,6 +235,20 @@ class Decoder(nn.Module):
         finally:
             for (place, name, _), value in zip(places, held, strict=True):
                 place[name] = value
+
+    def keepsake(self) -> Callable[[], None]:
+        """What puts every parameter and delta back where it is now; it holds them, and copies nothing."""
+        held = [(module, dict(module._parameters), dict(module._modules)) for module in self.modules()]
+        own, trains = dict(self._own), [(p, p.requires_grad) for p in self.parameters()]
+
+        def back() -> None:
+            for module, parameters, parts in held:
+                module._parameters, module._modules = dict(parameters), dict(parts)
+            self._own = dict(own)
+            for parameter, train in trains:
+                parameter.requires_grad_(train)
+
+        return back
 
     def take_off(self) -> None:
         """Make the decoder the base it was: everything a technique put on is gone."""

@@ -201,7 +201,7 @@ class LinearTechnique(Technique, ABC):
                 getattr(delta, tensor).copy_(matrix.split(value)[number] if tensor in delta.by_row else value)
 
     @torch.no_grad()
-    def merge(self, decoder: Decoder) -> None:
+    def fold(self, decoder: Decoder) -> None:
         for linear in decoder.linears().values():
             delta: Any = linear.delta
             if delta is None:

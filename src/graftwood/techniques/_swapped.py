@@ -35,5 +35,5 @@ class SwappedTechnique(Technique, ABC):
     def load(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
         copy_tensors(self.files(decoder), tensors, "the adapter")
 
-    def merge(self, decoder: Decoder) -> None:
+    def fold(self, decoder: Decoder) -> None:
         decoder.settle()

@@ -53,13 +53,13 @@ class BitFit(SwappedTechnique):
     def file_name(self, path: str) -> str:
         return PREFIX + path
 
-    def merge(self, decoder: Decoder) -> None:
+    def fold(self, decoder: Decoder) -> None:
         if decoder.without_place():
             family = decoder.architecture.name
             raise ConfigError(
                 f"bitfit cannot be merged: {family} has no biases that these could become; keep the adapter"
             )
-        super().merge(decoder)
+        super().fold(decoder)
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         return {"target_modules": ALL_LINEAR if self.targets == (ALL_LINEAR,) else list(self.targets)}

@@ -116,7 +116,7 @@ class Freeze(Technique):
     def load(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
         copy_tensors(dict(decoder.named_parameters()), from_files(decoder, tensors), "the saved model")
 
-    def merge(self, decoder: Decoder) -> None:
+    def fold(self, decoder: Decoder) -> None:
         decoder.requires_grad_(False)
 
 
