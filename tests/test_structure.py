@@ -47,7 +47,7 @@ LAYERS = (
     ("apart", "racing"),
     ("run",),
     ("evaluation",),
-    ("graftwood", "handover", "compose", "cache", "flags"),
+    ("graftwood", "handover", "compose", "soup", "cache", "flags"),
     ("listings",),
     ("verbs", "judging", "merging"),
     ("cli",),

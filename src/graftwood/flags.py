@@ -31,7 +31,7 @@ ALIASES = {
 # Flags after which several values may stand.
 SEVERAL = {
     "tune": ("--data", "-d"),
-    "merge": ("--adapters", "--weights", "--how", "--data", "-d"),
+    "merge": ("--adapters", "--models", "--weights", "--how", "--data", "-d"),
 }
 _NUMBER = re.compile(r"-[\d.]")
 

@@ -5,18 +5,28 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graftwood.errors import ConfigError
 from graftwood.flags import AdapterFlag, DeviceFlag, DtypeFlag, JsonFlag
 
+if TYPE_CHECKING:
+    from graftwood.evals.card import Matrix
+
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder to write")]
 Adapters = Annotated[list[Path] | None, typer.Option("--adapters", help="several adapter or run folders, to be added")]
+Models = Annotated[
+    list[Path] | None,
+    typer.Option("--models", help="several runs or folders of whole models of one base, to be averaged"),
+]
 Weights = Annotated[list[float] | None, typer.Option("--weights", help="what each adapter counts; by default 1")]
 How = Annotated[
-    list[str] | None, typer.Option("--how", help="linear, ties, dare or cat; of several the best on --data is kept")
+    list[str] | None,
+    typer.Option(
+        "--how", help="linear, ties, dare or cat; of --models mean or greedy; of several the best on --data is kept"
+    ),
 ]
 Density = Annotated[float, typer.Option("--density", help="share of each adapter that ties and dare keep")]
 Data = Annotated[list[str] | None, typer.Option("--data", "-d", help="rows of each adapter's task, in the same order")]
@@ -48,6 +58,7 @@ def _merge(
     out: Out,
     adapter: Annotated[Path | None, typer.Argument(help="adapter or run folder to fold into its base")] = None,
     adapters: Adapters = None,
+    models: Models = None,
     weights: Weights = None,
     how: How = None,
     density: Density = 0.5,
@@ -58,33 +69,53 @@ def _merge(
     device: DeviceFlag = "cpu",
     dtype: DtypeFlag = "auto",
 ) -> None:
-    """Fold an adapter into its base as a Hugging Face folder, or add several --adapters to one adapter folder."""
-    from graftwood.compose import Sum, compose
+    """Fold an adapter into its base, add several --adapters to one, or average several --models to one."""
     from graftwood.handover import recorded_base
     from graftwood.run import load
 
-    if (adapter is None) == (not adapters):
-        raise ConfigError("give one adapter to fold into its base, or several after --adapters to add")
+    if sum(map(bool, (adapter, adapters, models))) != 1:
+        raise ConfigError("give one adapter to fold into its base, several after --adapters, or several after --models")
+    if weights and not adapters:
+        raise ConfigError("--weights are for several --adapters")
     if adapter is not None:
-        if weights or how or data:
-            raise ConfigError("--weights, --how and --data are for several --adapters")
+        if how or data:
+            raise ConfigError("--how and --data are for several --adapters or --models")
         _export(model or recorded_base(adapter), out, adapter, device, dtype)
         return
     _check_empty(out)
-    given = adapters or []
-    sum_ = Sum(tuple(weights or [1.0] * len(given)), tuple(how or ["linear"]), density, seed)
-    sum_.check(given, len(data or []))
-    base = load(model or recorded_base(given[0]), device=device, dtype=dtype).base
-    done = compose(base, given, sum_, data or [], out)
+    given = adapters or models or []
+    if adapters:
+        from graftwood.compose import Sum, compose
+
+        sum_ = Sum(tuple(weights or [1.0] * len(given)), tuple(how or ["linear"]), density, seed)
+        sum_.check(given, len(data or []))
+        base = load(model or recorded_base(given[0]), device=device, dtype=dtype).base
+        done = compose(base, given, sum_, data or [], out)
+        kept, matrix, members, note = done.how, done.matrix, list(map(str, given)), None
+    else:
+        from graftwood import soup
+
+        bases = {path: recorded_base(path) for path in given if (path / "run.toml").is_file()}
+        soup.check(given, bases, how or ["mean"], len(data or []))
+        base = load(model or recorded_base(given[0]), device=device, dtype=dtype).base
+        cooked = soup.cook(base, given, how or ["mean"], data or [], out)
+        kept, matrix, members, note = cooked.how, cooked.matrix, list(cooked.models), cooked.note
+    _told(kept, matrix, members, json_)
+    if note:
+        print(f"warning: {note}", file=sys.stderr)
+    print(f"{out}: written, {kept} of {len(members)}", file=sys.stderr)
+
+
+def _told(kept: str, matrix: Matrix | None, members: list[str], json_: bool) -> None:
+    """What was measured of every candidate, for people or for programs."""
     if json_:
-        print(json.dumps({"kept": done.how, "matrix": done.matrix and done.matrix.model_dump()}, indent=2))
-    elif done.matrix is not None:
+        print(json.dumps({"kept": kept, "of": members, "matrix": matrix and matrix.model_dump()}, indent=2))
+    elif matrix is not None:
         from rich.console import Console
 
         from graftwood.evals.terminal import matrix_table, print_plainly
 
-        print_plainly(matrix_table(done.matrix), Console())
-    print(f"{out}: written, {done.how} of {len(given)} adapters", file=sys.stderr)
+        print_plainly(matrix_table(matrix), Console())
 
 
 def _check_empty(out: Path) -> None:

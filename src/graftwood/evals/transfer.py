@@ -51,14 +51,20 @@ def one_after_another(base: ByTask, after: Mapping[str, ByTask]) -> Matrix:
     Source: Wang et al. 2023 (TRACE), arXiv 2310.06762, section 3; Lopez-Paz and Ranzato 2017, arXiv 1706.08840.
     """
     rows = {"base": base} | {f"after {task}": losses for task, losses in after.items()}
+    figures = _figures(base, list(after.values())) if len(after) == len(base) else ()
+    return against_base(rows).model_copy(update={"figures": figures})
+
+
+def against_base(rows: Mapping[str, ByTask]) -> Matrix:
+    """Models by tasks, each held against the one called `base`, on the same rows."""
+    base = rows["base"]
 
     def cell(name: str, task: str) -> Cell:
         gain = _ITSELF if name == "base" else base[task].minus(rows[name][task]).mean()
         return Cell(loss=rows[name][task].mean(), gain=gain)
 
-    learners = [Learner(name=name, cells=tuple(cell(name, task) for task in base)) for name in rows]
-    figures = _figures(base, list(after.values())) if len(after) == len(base) else ()
-    return Matrix(against="the base", tasks=tuple(base), learners=tuple(learners), figures=figures)
+    learners = tuple(Learner(name=name, cells=tuple(cell(name, task) for task in base)) for name in rows)
+    return Matrix(against="the base", tasks=tuple(base), learners=learners)
 
 
 def _figures(base: ByTask, learned: Sequence[ByTask]) -> tuple[Figure, ...]:
