@@ -128,7 +128,9 @@ def test_an_unknown_technique_names_its_neighbours(graft: Graft, rows: Path, tin
 
 
 def test_an_option_the_technique_lacks_names_those_it_has(graft: Graft, rows: Path, tiny_hf_folder: Path) -> None:
-    said = graft("tune", "--data", rows, "--model", tiny_hf_folder, "--held-out", 0, "--set", "rnak=4")
+    said = graft(
+        "tune", "--data", rows, "--model", tiny_hf_folder, "--held-out", 0, "--keep", "none", "--set", "rnak=4"
+    )
     assert said.code == 2
     assert "Did you mean 'rank'" in said.error
 
@@ -175,6 +177,25 @@ def test_all_that_is_wrong_with_a_run_is_said_at_once(graft: Graft, rows: Path, 
         assert part in said.err
     said = graft("tune", "--data", rows, "--model", tiny_hf_folder, "--technique", "full", "--base-precision", "int8")
     assert "full moves the base's own weights, which int8 cannot hold" in said.err
+
+
+def test_wrong_options_hide_nothing_else_that_is_wrong(graft: Graft, rows: Path, tiny_hf_folder: Path) -> None:
+    (tiny_hf_folder / "model.safetensors").unlink()
+    options = ("--technique", "lora", "--set", "start=pisa", "--targets", "q_prj", "--held-out", 0.1)
+    file = rows.parent / "run.toml"
+    file.write_text('[anchors.kl]\nweight = -1\n[anchors.replay]\nfile = "nowhere.jsonl"\n', encoding="utf-8")
+    said = graft("tune", file, "--data", rows, "--model", tiny_hf_folder, *options)
+    assert said.code == 2
+    for part in ("start='pisa': input should be 'zero' or 'pissa'", "'q_prj'. Did you mean 'q_proj'", "kl: weight=-1"):
+        assert part in said.err
+    assert "replay: there is no file nowhere.jsonl" in said.err
+    said = graft("tune", file, "--data", rows, "--model", tiny_hf_folder, "--technique", "lroa")
+    for part in ("unknown technique 'lroa'. Did you mean 'lora'", "kl: weight=-1"):
+        assert part in said.err
+    assert (
+        "base_precision='int4': input should be 'full', 'int8' or 'q4'"
+        in graft("tune", "--data", rows, "--base-precision", "int4").err
+    )
 
 
 def test_set_reads_json_where_it_is_json() -> None:

@@ -98,7 +98,7 @@ class RunConfig(BaseModel):
     device: Annotated[str, Field(description="auto, cpu or cuda")] = "auto"
     dtype: Annotated[str, Field(description="auto, float32, bfloat16 or float16")] = "auto"
     base_precision: Annotated[
-        str, Field(pattern="^(full|int8|q4)$", description="full, or int8 or q4 for a frozen base in less memory")
+        Literal["full", "int8", "q4"], Field(description="full, or int8 or q4 for a frozen base in less memory")
     ] = "full"
     anchors: Annotated[
         dict[str, dict[str, Option]],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from graftwood.anchor import ANCHORS, Anchor
 from graftwood.choose.budget import NONE, Budget, read_budget
@@ -19,9 +20,11 @@ from graftwood.evals.given import find_tasks
 from graftwood.evals.task import TASKS, Task
 from graftwood.evals.tiers import sized
 from graftwood.model.decoder import Decoder
+from graftwood.registry import Registry
 from graftwood.technique import TECHNIQUES, Technique
 from graftwood.train.loop import Plan
 
+Entry = TypeVar("Entry", Technique, Anchor)
 IN_MEMORY = "rows"  # what a configuration calls data that came as objects, from no file
 
 
@@ -39,13 +42,29 @@ class Draft:
     splits: Splits
 
 
-def choose(config: RunConfig) -> tuple[Technique, Plan, dict[str, str], tuple[Anchor, ...]]:
+Chosen = tuple[Technique, Plan, dict[str, str], tuple[Anchor, ...]]
+
+
+def choose(config: RunConfig) -> Chosen:
     """Technique, training plan, the reason of each value that was not given, and the anchors.
 
     Raises: ConfigError for an unknown technique or anchor or an option it does not have.
     """
-    kind = TECHNIQUES.get(config.technique)
-    technique = kind.parse(config.options)
+    problems: list[GraftError] = []
+    chosen = _choose(config, problems)
+    if problems or chosen is None:
+        raise ConfigError("; ".join(map(str, problems)))
+    return chosen
+
+
+def _choose(config: RunConfig, problems: list[GraftError]) -> Chosen | None:
+    """The same without what is wrong, which is added to the problems; None for a technique there is not."""
+    found = [_parsed(ANCHORS, name, options, problems) for name, options in config.anchors.items()]
+    anchors = tuple(anchor for anchor in found if anchor is not None)
+    technique = _parsed(TECHNIQUES, config.technique, config.options, problems)
+    if technique is None:
+        return None
+    kind = type(technique)
     given = "as given"
     reasons = {
         "learning rate": given if config.lr is not None else kind.learning_rate_reason,
@@ -67,10 +86,35 @@ def choose(config: RunConfig) -> tuple[Technique, Plan, dict[str, str], tuple[An
         save_seconds=config.save_seconds,
         stop_on=config.stop_on,
     )
-    anchors = tuple(ANCHORS.get(name).parse(options) for name, options in config.anchors.items())
     for anchor in anchors:
         plan = anchor.plan(plan)
     return technique, plan, reasons, anchors
+
+
+def _parsed(
+    entries: Registry[type[Entry]], name: str, options: Mapping[str, Any], problems: list[GraftError]
+) -> Entry | None:
+    """An entry with its options; those that are wrong are added to the problems and left out."""
+    try:
+        kind = entries.get(name)
+    except ConfigError as error:
+        problems.append(error)
+        return None
+    good = dict(options)
+    try:
+        kind.parse(good)
+    except ConfigError as error:
+        problems.append(error)
+        good = {key: value for key, value in good.items() if _fits(kind, key, value)}
+    return kind.parse(good)
+
+
+def _fits(kind: type[Entry], option: str, value: Any) -> bool:
+    try:
+        kind.parse({option: value})
+    except ConfigError:
+        return False
+    return True
 
 
 def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], Decoder] | None = None) -> Draft:
@@ -79,13 +123,10 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
     Raises: the one problem there is, or a ConfigError that lists them all.
     """
     problems: list[GraftError] = _contradictions(config)
-    chosen = rows = decoder = budget = None
+    rows = decoder = budget = None
     tasks: tuple[Task, ...] = ()
     asked, (config, decided) = config, recipe(config)
-    try:
-        chosen = choose(config)
-    except GraftError as error:
-        problems.append(error)
+    chosen = _choose(config, problems)
     try:
         budget = read_budget(config.keep or NONE, config.keep_worst)
     except GraftError as error:

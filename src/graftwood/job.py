@@ -94,11 +94,9 @@ def _describe(
         lost = sum(example.cut for example in cut)
         warnings.append(f"{len(cut)} rows are longer than {limit} tokens and lose {lost:,} tokens at their end")
     found = audit(splits)
-    if found.exact_duplicates or found.near_duplicates or found.leaks:
-        warnings += found.lines()
-    else:
-        for line in found.lines():
-            display.say(line)
+    warnings += found.findings()
+    for line in found.lines():
+        display.say(line)
     if not heldout:
         warnings.append("no row is held out: nothing can be said about what was gained")
     for warning in warnings:

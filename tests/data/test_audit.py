@@ -44,7 +44,8 @@ def test_planted_duplicates_are_found_and_told_apart():
     found = audited(rows)
     assert (found.exact_duplicates, found.near_duplicates) == (1, 1)
     assert lines(found.examples) == [(101, 4), (102, 6)]
-    assert found.lines() == [
+    assert found.lines() == []
+    assert found.findings() == [
         "1 of 102 training rows repeat an earlier one exactly, 1 nearly "
         "(such as data:101 repeats data:4, data:102 repeats data:6)"
     ]
@@ -58,9 +59,12 @@ def test_planted_leaks_are_found_in_validation_and_test():
     found = audit(splits)
     assert [(row.file, row.line, earlier.line) for row, earlier in found.leaks] == [("valid", 2, 8), ("test", 1, 9)]
     assert found.shared_prompts == 1
-    assert found.lines()[1:] == [
+    assert found.findings() == [
         "training holds 2 of 4 held-out rows, exactly or nearly "
-        "(such as valid:2 repeats data:8, test:1 repeats data:9); scores on them measure memory, not skill",
+        "(such as valid:2 repeats data:8, test:1 repeats data:9); scores on them measure memory, not skill"
+    ]
+    assert found.lines() == [
+        "no duplicates among 60 training rows",
         "training holds the prompt of 1 more, with another answer",
     ]
 

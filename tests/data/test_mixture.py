@@ -276,4 +276,4 @@ def test_rows_held_out_for_one_task_that_another_trains_on_are_leaks(tmp_path: P
     splits, _ = load_mixture([str(tmp_path / "a"), str(tmp_path / "b")])
     found = audit(splits)
     assert [(held.task, held.file, trained.task) for held, trained in found.leaks] == [("a", shared, "b")] * 3
-    assert "training holds 3 of 7 held-out rows" in " ".join(found.lines())
+    assert "training holds 3 of 7 held-out rows" in " ".join(found.findings())

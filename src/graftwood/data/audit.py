@@ -39,22 +39,27 @@ class Audit:
     shared_prompts: int
     examples: tuple[Pair, ...]
 
-    def lines(self) -> list[str]:
-        """Sentences for the user, one a finding."""
+    def findings(self) -> list[str]:
+        """Sentences for the user about rows that should not be as they are, one a finding."""
         said = []
         if self.exact_duplicates or self.near_duplicates:
             said.append(
                 f"{self.exact_duplicates} of {self.train} training rows repeat an earlier one exactly, "
                 f"{self.near_duplicates} nearly{_such_as(self.examples)}"
             )
-        else:
-            said.append(f"no duplicates among {self.train} training rows")
         if self.leaks:
             said.append(
                 f"training holds {len(self.leaks)} of {self.held_out} held-out rows, exactly or nearly"
                 f"{_such_as(self.leaks)}; scores on them measure memory, not skill"
             )
-        elif self.held_out:
+        return said
+
+    def lines(self) -> list[str]:
+        """Sentences about what was looked for and is not there, or does no harm."""
+        said = []
+        if not self.exact_duplicates and not self.near_duplicates:
+            said.append(f"no duplicates among {self.train} training rows")
+        if self.held_out and not self.leaks:
             said.append(f"training holds none of {self.held_out} held-out rows")
         if self.shared_prompts:
             said.append(f"training holds the prompt of {self.shared_prompts} more, with another answer")

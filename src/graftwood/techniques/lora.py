@@ -237,7 +237,8 @@ class LoRA(LinearTechnique):
                 "start=pissa needs whole matrices of the files, which a target is part of; name those, or all-linear"
             )
         if small:
-            found.append(f"{small[0]} and {len(small) - 1} more; lower --rank")
+            more = f" and {len(small) - 1} more" if len(small) > 1 else ""
+            found.append(f"{small[0]}{more}; lower --rank")
         unused = [
             key
             for key in (*self.rank_pattern, *self.alpha_pattern)
