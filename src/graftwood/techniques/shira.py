@@ -101,10 +101,10 @@ class SHiRA(LinearTechnique):
         return {"shira_weight": values[order], "shira_indices": places[:, order].to(torch.int32)}
 
     def spread(self, matrix: Matrix, whole: bool, values: Mapping[str, Tensor]) -> None:
-        for path, delta in _divided(matrix, values["shira_weight"], values["shira_indices"]).items():
+        for path, given in _divided(matrix, values["shira_weight"], values["shira_indices"]).items():
             own = matrix.linears[path].delta
-            assert isinstance(own, SHiRADelta)
-            own.shira_weight.data, own.shira_indices = delta.shira_weight.data.to(own.shira_weight), delta.shira_indices
+            assert isinstance(own, SHiRADelta), "apply comes first"
+            own.shira_weight.data, own.shira_indices = given.shira_weight.data, given.shira_indices
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         return super().describe(decoder) | {"mask_type": "random", "random_seed": None}
@@ -113,10 +113,10 @@ class SHiRA(LinearTechnique):
 def _divided(matrix: Matrix, values: Tensor, places: Tensor) -> dict[str, SHiRADelta]:
     """Values at places of a matrix, [2, n], as deltas of its linears."""
     found = {}
-    for (path, linear), rows in zip(matrix.linears.items(), matrix.numbers(), strict=True):
-        within = places.new_full((matrix.shape[0],), -1, dtype=torch.long)
-        within[rows] = torch.arange(len(linear.weight), device=within.device)
-        own = within[places[0].long()]
-        kept = own >= 0
-        found[path] = SHiRADelta(values[kept], torch.stack([own[kept], places[1][kept].long()]))
+    for path, rows in zip(matrix.linears, matrix.numbers(), strict=True):
+        within = torch.full((matrix.shape[0],), -1, device=rows.device)
+        within[rows] = torch.arange(len(rows), device=rows.device)
+        row, column = within[places[0].to(rows)], places[1].to(rows)
+        kept = row >= 0
+        found[path] = SHiRADelta(values.to(rows.device)[kept], torch.stack([row[kept], column[kept]]))
     return found
