@@ -22,7 +22,7 @@ from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.sandbox import guard
 from graftwood.evals.shots import with_shots
 from graftwood.evals.task import TASKS, Task
-from graftwood.evals.tiers import sized
+from graftwood.evals.tiers import check_limit, sized
 from graftwood.files import atomic_write, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.progress import Display
@@ -91,6 +91,9 @@ def evaluate_with_lm_eval(
     Raises: ConfigError, DataError and ModelError for what cannot be used, before anything is asked.
     """
     lm_eval_tasks.require_lm_eval()
+    check_limit(limit)
+    if shots is not None and shots < 0:
+        raise ConfigError(f"--shots {shots} is not 0 or more")
     display = Display(quiet)
     chosen = lm_eval_tasks.load_tasks(tasks, None if folder is None else Path(folder))
     base, folders = _opened(model, adapters, device, dtype)

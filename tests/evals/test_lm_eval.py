@@ -146,6 +146,8 @@ def test_adapters_take_turns(
         (("arc_easy",), "lm-eval cannot load arc_easy:"),
         ((" , ",), "--lm-eval names no task"),
         (("arc_easy", "--lm-eval-tasks", "no/such"), "--lm-eval-tasks no/such is no folder"),
+        (("arc_easy", "--limit", "1"), "--limit 1 leaves nothing to compare"),
+        (("arc_easy", "--shots", "-1"), "--shots -1 is not 0 or more"),
         (("arc_easy", "--tasks", "piqa"), "--lm-eval asks as its tasks say; leave out --tasks"),
     ],
 )
