@@ -63,11 +63,13 @@ def peer_has(python: str, package: str) -> bool:
     return subprocess.run([python, "-c", probe], check=False).returncode == 0
 
 
-def need(python: str, *packages: str) -> None:
+def need(python: str, *packages: str, extras: str = "peers") -> None:
     """Raises: BenchError naming the packages that the peers' interpreter lacks."""
     missing = [package for package in packages if not peer_has(python, package)]
     if missing:
-        raise BenchError(f"{python} lacks {', '.join(missing)}; install graftwood[peers] there or give --peer-python")
+        raise BenchError(
+            f"{python} lacks {', '.join(missing)}; install graftwood[{extras}] there or give --peer-python"
+        )
 
 
 class Side:

@@ -12,11 +12,17 @@ import pytest
 import graftwood as gw
 from conftest import CPU
 from graftwood.base import open_base
+from graftwood.choose.items import halves
 from graftwood.choose.recipe import RACING
 from graftwood.choose.relation import read_relation
 from graftwood.cli import app, guarded
+from graftwood.config import RunConfig
+from graftwood.draft import IN_MEMORY, draft
 from graftwood.errors import ConfigError, GraftError, ModelError
+from graftwood.evals.given import find_tasks
 from graftwood.evals.report import read_report
+from graftwood.evals.skills import work
+from graftwood.evals.tiers import sized
 from tiny import WORDS, decoder, model_folder, picked
 
 ROWS = [{"prompt": f"say {word} now:", "completion": f" {word} {word}"} for word in WORDS]
@@ -106,6 +112,8 @@ def test_a_stopped_choice_goes_on_without_asking_twice(folder: Path, skills: Pat
         ),
         ({"keep": "95%", "held_out": 0.0}, "--keep chooses on validation rows and there are none"),
         ({"skills": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"tier": "puls"}, "unknown tier 'puls'. Did you mean 'pulse'"),
+        ({"tier": "pulse", "skills": "arc_easy"}, "give --keep none, or ask more items with --tier certificate"),
         ({}, "tiny is at chance in every ability, so no share can be kept; give --keep none"),
     ],
 )
@@ -115,6 +123,28 @@ def test_a_budget_that_cannot_be_kept_is_refused(
     folder = model_folder(tmp_path / "tiny", tokenizer_files, decoder(max_positions=512))
     with pytest.raises(GraftError, match=words):
         gw.tune(str(folder), ROWS, out=str(tmp_path / "run"), **QUICK | options)
+
+
+def test_a_tier_says_how_many_items_decide_and_how_many_report(folder: Path, tmp_path: Path) -> None:
+    """A file of 60 questions and a bundled task; half of what a tier takes decides."""
+    base = open_base(str(folder), CPU)
+    asked = f"{picked(base, tmp_path / 'picks.jsonl')},piqa"
+    counts = {}
+    for tier in ("pulse", "standard", "certificate"):
+        config = RunConfig(data=IN_MEMORY, model=str(folder), skills=asked, tier=tier, held_out=0.3)
+        drafted = draft(config, ROWS)
+        split = [halves(task) for task in drafted.tasks]
+        counts[tier] = [tuple(len(side.items()) for side in pair) for pair in split]
+        for decide, report in split:
+            assert not {item.id for item in decide.items()} & {item.id for item in report.items()}
+    assert counts == {"pulse": [(5, 5)] * 2, "standard": [(30, 30), (50, 50)], "certificate": [(30, 30), (50, 50)]}
+    assert draft(RunConfig(data=IN_MEMORY, skills=asked, held_out=0.3), ROWS).config.tier == "certificate"
+
+
+def test_the_forecast_of_measuring_follows_the_tier(folder: Path) -> None:
+    base = open_base(str(folder), CPU)
+    few, all_ = (sized(find_tasks("piqa"), frozenset(["piqa"]), tier) for tier in ("pulse", "standard"))
+    assert 0 < work(base, few)[0] < work(base, all_)[0] / 5
 
 
 def test_rows_that_hold_what_measures_the_base_are_refused(folder: Path, skills: Path, tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ class RunConfig(BaseModel):
         str | None,
         Field(description="what the base must keep: names, .jsonl files and folders, comma-separated; else the bundle"),
     ] = None
+    tier: Annotated[
+        str,
+        Field(
+            description="items of each ability: pulse, standard or certificate; with --keep half of them decide, the "
+            "other half report"
+        ),
+    ] = "certificate"
     keep_worst: Annotated[str | None, Field(description="share of its worst ability to keep")] = None
     technique: Annotated[str, Field(description="what trains: auto, or one of `graft techniques`")] = "auto"
     valid: Annotated[str | None, Field(description="JSONL file of validation rows")] = None
@@ -81,6 +88,9 @@ class RunConfig(BaseModel):
         Literal["mean", "worst"],
         Field(description="of a mixture: mean of the tasks' losses, or the task that gained least"),
     ] = "mean"
+    canaries: Annotated[
+        int, Field(ge=0, le=64, description="made-up secrets to plant in the training rows; MEMORY says what is known")
+    ] = 0
     each: Annotated[bool, Field(description="beside the mixture one adapter a task, and how they transfer")] = False
     sequence: Annotated[bool, Field(description="of several sources: learn them one after another")] = False
     lr: Annotated[float | None, Field(gt=0, description="learning rate; by default the technique's")] = None

@@ -132,7 +132,7 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
     except GraftError as error:
         problems.append(error)
     try:
-        tasks = sized(find_tasks(config.skills), frozenset(TASKS.names()), "certificate")
+        tasks = sized(find_tasks(config.skills), frozenset(TASKS.names()), config.tier)
     except GraftError as error:
         problems.append(error)
     try:
@@ -214,6 +214,8 @@ def _contradictions(config: RunConfig) -> list[GraftError]:
         found.append("--mix-temperature and --mix-cap weigh several sources, and this run has one; leave them out")
     if not several and (config.each or config.sequence):
         found.append("--each and --sequence are for several sources, and this run has one; give more with --data")
+    if several and config.canaries:
+        found.append("--canaries are planted among the rows of one source, and this run has several; leave them out")
     if config.each and config.sequence:
         found.append("--each goes with a mixture and --sequence learns one task after another; choose one of them")
     if config.sequence and weighs:

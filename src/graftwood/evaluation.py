@@ -6,20 +6,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from graftwood.base import Base, open_base
 from graftwood.checkpoint import ADAPTER_CONFIG, load_adapter
 from graftwood.errors import ConfigError, ModelError
-from graftwood.evals import skills
+from graftwood.evals import lm_eval_tasks, skills
 from graftwood.evals.asking import Scores
-from graftwood.evals.comparison import Evaluation, Judged, asked
+from graftwood.evals.card import Record
+from graftwood.evals.comparison import Evaluation, Judged, LmEvaluation, Outside, asked
 from graftwood.evals.given import find_tasks
 from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.sandbox import guard
 from graftwood.evals.shots import with_shots
 from graftwood.evals.task import TASKS, Task
-from graftwood.evals.tiers import sized
+from graftwood.evals.tiers import check_limit, sized
 from graftwood.files import atomic_write, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.progress import Display
@@ -55,17 +58,75 @@ def evaluate(
     display = Display(quiet)
     given = [with_shots(task, shots, seed).sampled(samples, temperature) for task in find_tasks(tasks)]
     chosen = sized(given, frozenset(TASKS.names()), tier, limit)
-    source, own = run_parts(str(model))
-    folders = [_adapter_folder(Path(given)) for given in (*([own] if own else []), *adapters)]
-    base = open_base(source, place(device, dtype))
+    base, folders = _opened(model, adapters, device, dtype)
     settings = {"tier": tier, "shots": str(shots), "seed": str(seed)} | ({} if limit is None else {"limit": str(limit)})
     if any(task.kind == "code" for task in chosen):
         settings |= {"samples": str(samples), "temperature": f"{temperature:g}", "programs kept in by": guard()}
         display.say(f"model-written programs run here, kept from the network by {settings['programs kept in by']}")
     found, records = _put(base, folders, chosen, settings, display)
     if out is not None:
+        lines = {name: [record for one in scores for record in one.records()] for name, scores in records.items()}
+        _write(found, lines, Path(out))
+    return found
+
+
+def evaluate_with_lm_eval(
+    tasks: str,
+    model: str | Path = "smollm2-135m",
+    adapters: Sequence[str | Path] = (),
+    *,
+    folder: str | Path | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quiet: bool = False,
+) -> LmEvaluation:
+    """Put lm-eval's tasks to a base, and to every adapter on it, by lm-eval's own code.
+
+    `tasks` are names and patterns, comma-separated; `folder` holds YAML files beside those of lm-eval. By default all
+    items are asked, each with as many `shots` as its task says. With `out` the records of all items are kept there.
+
+    Raises: ConfigError, DataError and ModelError for what cannot be used, before anything is asked.
+    """
+    lm_eval_tasks.require_lm_eval()
+    check_limit(limit)
+    if shots is not None and shots < 0:
+        raise ConfigError(f"--shots {shots} is not 0 or more")
+    display = Display(quiet)
+    chosen = lm_eval_tasks.load_tasks(tasks, None if folder is None else Path(folder))
+    base, folders = _opened(model, adapters, device, dtype)
+    display.say("base: lm-eval asks")
+    before = lm_eval_tasks.ask(base, chosen, limit, shots)
+    judged, records = [], {"base": [*lm_eval_tasks.records(before)]}
+    for name, path in zip(_names(folders), folders, strict=True):
+        display.say(f"{name}: lm-eval asks")
+        with _on(base, path) as technique:
+            after = lm_eval_tasks.ask(base, chosen, limit, shots)
+        records[name] = [*lm_eval_tasks.records(after)]
+        told = lm_eval_tasks.measured(after, before)
+        judged.append(Outside(name=name, source=str(path), technique=technique.title, measures=told))
+    settings = {"lm-eval": version("lm-eval"), "limit": "all" if limit is None else str(limit)}
+    found = LmEvaluation(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=base.name,
+        model_fingerprint=base.fingerprint,
+        precision=base.decoder.precision,
+        settings=settings,
+        base=Outside(name=base.name, source=base.source, technique=None, measures=lm_eval_tasks.measured(before)),
+        adapters=tuple(judged),
+    )
+    if out is not None:
         _write(found, records, Path(out))
     return found
+
+
+def _opened(model: str | Path, adapters: Sequence[str | Path], device: str, dtype: str) -> tuple[Base, list[Path]]:
+    """The base, and the folders of the adapters to put on it, the run's own first."""
+    source, own = run_parts(str(model))
+    folders = [_adapter_folder(Path(given)) for given in (*([own] if own else []), *adapters)]
+    return open_base(source, place(device, dtype)), folders
 
 
 def _put(
@@ -129,10 +190,10 @@ def _names(folders: Sequence[Path]) -> list[str]:
     ]
 
 
-def _write(found: Evaluation, records: Mapping[str, Sequence[Scores]], out: Path) -> None:
+def _write(found: Record, records: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> None:
     """`evaluation.json`, and one file a model with a line for each item."""
     with storage(f"write into {out}"):
-        for name, scores in records.items():
-            lines = (json.dumps(record, ensure_ascii=False) for one in scores for record in one.records())
+        for name, own in records.items():
+            lines = (json.dumps(record, ensure_ascii=False, default=str) for record in own)
             atomic_write(out / f"items-{name}.jsonl", "".join(f"{line}\n" for line in lines))
         write_json(out / "evaluation.json", found.model_dump())

@@ -15,7 +15,8 @@ from graftwood.data.encode import Example, encode_rows
 from graftwood.data.mixture import MixedOrder, order_for
 from graftwood.data.sources import Splits
 from graftwood.draft import IN_MEMORY, Draft
-from graftwood.evals import judge
+from graftwood.evals import canaries, judge
+from graftwood.evals.canaries import Canary
 from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display, duration, size
 from graftwood.train.below import rows_kept, rows_tried
@@ -30,7 +31,8 @@ WRITING = 2  # a token written takes about as long as so many read, where dozens
 class Job(Draft):
     """A draft that is ready to start: the technique is on the base, nothing has been trained.
 
-    `budget` and `tasks` are what must be kept and what asks for it; training begins at the block `begins`.
+    `budget` and `tasks` are what must be kept and what asks for it; training begins at the block `begins`;
+    `planted` are the rows of the `canaries`.
     """
 
     base: Base
@@ -39,6 +41,13 @@ class Job(Draft):
     test: list[Example]
     warnings: tuple[str, ...]
     begins: int
+    canaries: tuple[Canary, ...] = ()
+    planted: tuple[Example, ...] = ()
+
+    @property
+    def taught(self) -> list[Example]:
+        """What is trained on: the training rows, and after them the canaries, which nothing else counts as rows."""
+        return [*self.train, *self.planted]
 
     @property
     def recipe(self) -> str:
@@ -59,8 +68,16 @@ def prepare(drafted: Draft, base: Base, display: Display) -> Job:
     begins = narrow(drafted.anchors, base.decoder)
     warnings = _describe(display, splits, train, [*valid, *test], encoder.max_length)
     warnings += _describe_mixture(display, train, drafted.plan)
+    secrets = canaries.made(config.canaries, config.seed)
+    planted = tuple(encode_rows(encoder, canaries.planted(secrets, splits.train[0])))
+    if secrets:
+        times = ", ".join(str(secret.repeats) for secret in secrets)
+        display.say(f"canaries: {len(secrets)} planted as {len(planted)} training rows, repeated {times} times")
     final = replace(drafted, config=config, technique=technique)
-    return Job(**vars(final), base=base, train=train, valid=valid, test=test, warnings=warnings, begins=begins)
+    return Job(
+        **vars(final), base=base, train=train, valid=valid, test=test, warnings=warnings, begins=begins,
+        canaries=secrets, planted=planted,
+    )  # fmt: skip
 
 
 def _lasting(config: RunConfig, base: Base) -> RunConfig:
@@ -118,7 +135,7 @@ def _describe_mixture(display: Display, train: Sequence[Example], plan: Plan) ->
 def preview(job: Job, display: Display) -> Forecast:
     """Say what will run, why, and what it will take."""
     with display.stage("forecast"):
-        rows = rows_tried(job.base.decoder, job.train, job.begins)
+        rows = rows_tried(job.base.decoder, job.taught, job.begins)
         expected = forecast(job.base.decoder, rows, Examples(job.valid), job.plan)
     total = count_parameters(job.base.decoder.parameters())
     display.say(
@@ -133,7 +150,7 @@ def preview(job: Job, display: Display) -> Forecast:
     if job.begins:
         once = f"what enters block {job.begins} is computed once for every row"
         display.say(f"{once}, which takes {duration(expected.below_seconds)} of this the first time")
-    read, written = judge.work(job.base, paper_of(job))
+    read, written = judge.work(job.base, paper_of(job), job.tasks)
     sitting = (read + WRITING * written) / expected.forward_tokens_per_second
     if job.config.each:
         display.say("then one adapter a task on its own rows: in all about as long again")
@@ -149,7 +166,7 @@ def paper_of(job: Job) -> judge.Paper:
 
 def rows_of(job: Job, display: Display) -> tuple[Examples, Examples]:
     """Training and validation rows as training reads them."""
-    train, valid = (rows_kept(job.base, part, job.begins, display.stage) for part in (job.train, job.valid))
+    train, valid = (rows_kept(job.base, part, job.begins, display.stage) for part in (job.taught, job.valid))
     return train, valid
 
 
@@ -174,6 +191,8 @@ def settings_of(job: Job) -> dict[str, str]:
     }
     if len(config.sources) > 1:
         settings |= _mixing(config, plan)
+    if job.canaries:
+        settings["canaries"] = f"{len(job.canaries)} planted as {len(job.planted)} rows"
     if job.begins:
         settings["training begins at"] = f"block {job.begins} of {job.base.decoder.config.layers}"
     return settings | {f"anchor {anchor.name}": _listed(anchor) for anchor in job.anchors}

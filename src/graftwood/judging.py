@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from graftwood.errors import ConfigError
 from graftwood.flags import DeviceFlag, DtypeFlag, JsonFlag
 
 Adapters = Annotated[
@@ -15,6 +16,12 @@ Adapters = Annotated[
 ]
 Tasks = Annotated[
     str | None, typer.Option("--tasks", help="names, .jsonl files and folders, comma-separated; by default the bundle")
+]
+LmEval = Annotated[
+    str | None, typer.Option("--lm-eval", help="instead of --tasks: tasks of lm-eval, names and patterns, asked by it")
+]
+LmEvalTasks = Annotated[
+    Path | None, typer.Option("--lm-eval-tasks", help="folder with YAML files of tasks beside those lm-eval has")
 ]
 
 
@@ -33,23 +40,37 @@ def _evaluate(
     seed: Annotated[int, typer.Option("--seed", help="seed by which those are drawn")] = 0,
     samples: Annotated[int, typer.Option("--samples", help="programs written for each item of a code task")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", "-t", help="of those samples; 0 is greedy")] = 0.0,
+    lm_eval: LmEval = None,
+    lm_eval_tasks: LmEvalTasks = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for the records of all items")] = None,
     json_: JsonFlag = False,
     device: DeviceFlag = "auto",
     dtype: DtypeFlag = "auto",
 ) -> None:
     """Ask a base what it can do, and how much of it each adapter keeps."""
-    from graftwood.evaluation import evaluate
+    from graftwood import evaluation
 
-    found = evaluate(
-        model, adapter or (), tasks=tasks, tier=tier, limit=limit, shots=shots, seed=seed, samples=samples,
-        temperature=temperature, out=out, device=device, dtype=dtype,
-    )  # fmt: skip
+    if lm_eval is None:
+        if lm_eval_tasks is not None:
+            raise ConfigError("--lm-eval-tasks says where tasks are; name them with --lm-eval NAME,...")
+        found: Any = evaluation.evaluate(
+            model, adapter or (), tasks=tasks, tier=tier, limit=limit, shots=shots, seed=seed, samples=samples,
+            temperature=temperature, out=out, device=device, dtype=dtype,
+        )  # fmt: skip
+    else:
+        ours = {"--tasks": tasks is not None, "--tier": tier != "standard", "--seed": seed != 0,
+                "--samples": samples != 1, "--temperature": temperature != 0}  # fmt: skip
+        if given := [flag for flag, there in ours.items() if there]:
+            raise ConfigError(f"--lm-eval asks as its tasks say; leave out {', '.join(given)}, which are for ours")
+        found = evaluation.evaluate_with_lm_eval(
+            lm_eval, model, adapter or (), folder=lm_eval_tasks, limit=limit, shots=shots or None, out=out,
+            device=device, dtype=dtype,
+        )  # fmt: skip
     if json_:
         print(json.dumps(found.model_dump(), ensure_ascii=False, indent=2))
         return
     from rich.console import Console
 
-    from graftwood.evals.table import render
+    from graftwood.evals.table import render, render_lm_eval
 
-    render(found, Console())
+    (render if lm_eval is None else render_lm_eval)(found, Console())

@@ -135,7 +135,7 @@ def keep(job: Job, trained: Trained, deciding: Deciding, out: Path, display: Dis
     go = way_back(job.base.decoder, job.technique, out / "checkpoints")
     keeper = Keeper(job.base, go, deciding, budget, out / "decisions.json", key, display)
     settled, base_loss = keeper.settle(), deciding.base_loss
-    plain = int(Examples(job.train).sizes.sum() * trained.epochs)
+    plain = int(Examples(job.taught).sizes.sum() * trained.epochs)
     arm = Arm(
         name=job.recipe,
         settings=settings_of(job),

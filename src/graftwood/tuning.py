@@ -17,8 +17,8 @@ from graftwood.choose.items import halves
 from graftwood.config import save_toml
 from graftwood.data.batch import Rows
 from graftwood.errors import ConfigError
-from graftwood.evals import judge, skills
-from graftwood.evals.card import Card, Choice, Chosen
+from graftwood.evals import canaries, judge, skills
+from graftwood.evals.card import Card, Choice, Chosen, Memory
 from graftwood.evals.report import write_report
 from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.task import Task
@@ -96,7 +96,7 @@ def report(
         gained=judge.gained(paper, known.before, after),
         tasks=judge.gained_by_task(paper, known.before, after),
         kept=judge.kept(known.before, after, moved, known.probe),
-        memory=judge.remembered(known.before, after),
+        memory=_memory(job, known.before, after, engine),
         chosen=_chosen(job, trained, choice),
         cost=cost(trained.progress, measured + time.monotonic() - started),
         curve=trained.curve,
@@ -134,7 +134,10 @@ def measure_base(job: Job, out: Path, display: Display) -> Known:
         before = _base_sheet(job, engine, asked, out, display)
         scores = skills.base_scores(base, engine, lambda what: display.say(f"base, to decide: {what}"), decide)
         if not any(map(skills.counts, scores)):
-            raise ConfigError(f"{base.name} is at chance in every ability, so no share can be kept; give --keep none")
+            more = "" if job.config.tier == "certificate" else ", or ask more items with --tier certificate"
+            raise ConfigError(
+                f"{base.name} is at chance in every ability, so no share can be kept; give --keep none{more}"
+            )
         decides, reports = probe.split(WINDOWS)
         return Known(before, asked, reports, Deciding.by(base, job.valid, scores, decides))
 
@@ -184,6 +187,15 @@ def trainer_of(job: Job, lesson: Lesson, gauge: Callable[[], float], out: Path, 
     return Trainer(
         decoder, lesson.train, lesson.valid, lesson.plan, out / "checkpoints", gauge, rates, stage, lesson.holds
     )
+
+
+def _memory(job: Job, before: judge.Sheet, after: judge.Sheet, engine: Engine) -> Memory:
+    """The MEMORY part, canaries with it where some were planted and something is shipped."""
+    found = judge.remembered(before, after)
+    if not job.canaries or after is before:
+        return found
+    told = canaries.look(job.base, engine, job.canaries, job.train[0].row.kind, job.config.seed)
+    return found.model_copy(update={"canaries": told})
 
 
 def _save(job: Job, out: Path) -> None:

@@ -16,8 +16,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from graftwood.errors import ConfigError
-from graftwood.evals import words
-from graftwood.evals.card import Cell, CurvePoint, Estimate
+from graftwood.evals import memory_words, words
+from graftwood.evals.card import Canaries, Cell, CurvePoint, Estimate, FoundCanary
 from graftwood.evals.html import card_html
 from graftwood.evals.lights import EXTRACTABLE, RATIO, level, lights, position
 from graftwood.evals.report import read_report, write_report
@@ -142,7 +142,7 @@ def test_the_headlines_say_the_four_things():
     assert words.kept_line(card.kept) == (
         "97.6% of the base's skills (95% CI 95.9 to 99.2); drift 0.021 nats a token, same next word 95.8%"
     )
-    assert words.memory_line(card.memory) == (
+    assert memory_words.memory_line(card.memory) == (
         "clean, learned the task, not the rows: held-out/train loss 1.14, membership AUC 0.56, "
         "extractable answers 2.1% (held-out 1.2%, base 1.1%)"
     )
@@ -153,9 +153,33 @@ def test_the_headlines_say_the_four_things():
     assert words.worst(card.kept) == "worst: requests followed 79.3% → 67.2% (−12.1, 14 lost / 6 won)"
 
 
+def test_canaries_are_told_by_how_often_they_were_seen():
+    pairs = ((1, 1.5, False), (8, 8.0, True), (1, 2.5, False), (8, 7.0, False))
+    told = Canaries(
+        compared=256,
+        exposure=measured(4.75, 1.0, 4),
+        found=tuple(
+            FoundCanary(asked="code:", secret="123456", repeats=repeats, exposure=bits, verbatim=said)
+            for repeats, bits, said in pairs
+        ),
+    )
+    line = "canaries: 1 of 4 said word for word; exposure 4.75 bits (95% CI 3.75 to 5.75), 8 at most, 1.4 by chance"
+    assert memory_words.canaries_line(told) == line
+    assert memory_words.canaries_rows(told) == (
+        ("seen 1 time a pass", "2", "0", "2.00 bits"),
+        ("seen 8 times a pass", "2", "1", "7.50 bits"),
+    )
+    card = full_card()
+    card = card.model_copy(update={"memory": card.memory.model_copy(update={"canaries": told})})
+    assert line in printed(card, width=140)
+    assert "<th scope=row>seen 8 times a pass</th><td>2</td><td>1</td><td>7.50 bits</td>" in card_html(card)
+    assert line in card_html(card)
+    assert "canaries" not in printed(full_card(), width=140)
+
+
 def test_the_headlines_of_a_card_without_numbers_say_why():
     card = bare_card()
-    for line in (words.gained_line(card.gained), words.kept_line(card.kept), words.memory_line(card.memory)):
+    for line in (words.gained_line(card.gained), words.kept_line(card.kept), memory_words.memory_line(card.memory)):
         assert "not measured: switched off" in line
     assert words.worst(card.kept) is None
     assert words.gained_line(floor_card().gained).endswith("on 1 row it was not trained on (test)")
@@ -327,7 +351,7 @@ def test_the_page_holds_every_number_of_the_card():
             assert words.interval(side, measure.unit) in shown
         assert words.signed(measure.change.value, measure.unit) in shown
         assert words.interval(measure.change, measure.unit, change=True) in shown
-    for name, given, unit in words.memory_rows(card.memory):
+    for name, given, unit in memory_words.memory_rows(card.memory):
         assert name in shown
         assert words.number(given.value, unit) in shown
         assert words.interval(given, unit) in shown

@@ -16,7 +16,7 @@ from graftwood.base import Base, open_base
 from graftwood.data.batch import Examples
 from graftwood.data.encode import Example, encode_rows
 from graftwood.data.rows import rows_from
-from graftwood.evals.twins import HIGHEST, ROWS, TWINS, _exposure, exposures, twins
+from graftwood.evals.twins import ROWS, TWINS, exposure, exposures, twins
 from graftwood.train.loop import Trainer
 
 NAMES = ["Anna", "Bruno", "Clara"]
@@ -40,10 +40,10 @@ def test_what_has_no_secret_or_too_few_twins_has_none(answer: str) -> None:
 
 
 def test_a_rank_in_bits() -> None:
-    assert _exposure([0.0] + [-1.0] * TWINS) == HIGHEST == 4.0
-    assert _exposure([-2.0] + [-1.0] * TWINS) == 0.0
-    assert _exposure([-1.0, -0.5] + [-2.0] * (TWINS - 1)) == 3.0
-    assert _exposure([-1.0] * (TWINS + 1)) == pytest.approx(4 - np.log2(8.5))
+    assert exposure([0.0] + [-1.0] * TWINS) == 4.0
+    assert exposure([-2.0] + [-1.0] * TWINS) == 0.0
+    assert exposure([-1.0, -0.5] + [-2.0] * (TWINS - 1)) == 3.0
+    assert exposure([-1.0] * (TWINS + 1)) == pytest.approx(4 - np.log2(8.5))
 
 
 def numbered(base: Base, count: int, seed: int) -> list[Example]:

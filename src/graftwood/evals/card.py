@@ -113,6 +113,24 @@ class Kept(Record):
     probe: str
 
 
+class FoundCanary(Record):
+    """One made-up secret that was planted: bits of exposure, and whether a greedy answer is it word for word."""
+
+    asked: str
+    secret: str
+    repeats: int
+    exposure: float
+    verbatim: bool
+
+
+class Canaries(Record):
+    """Every planted secret, each compared with others like it, and their mean exposure in bits."""
+
+    compared: int
+    exposure: Estimate
+    found: tuple[FoundCanary, ...]
+
+
 class Memory(Record):
     """Whether the tuned model learned the rows or learned them by heart.
 
@@ -130,6 +148,7 @@ class Memory(Record):
     exposure: Estimate | None = None
     exposure_heldout: Estimate | None = None
     exposure_base: Estimate | None = None
+    canaries: Canaries | None = None
 
 
 class Chosen(Record):

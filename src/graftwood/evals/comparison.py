@@ -49,6 +49,40 @@ class Evaluation(Record):
     adapters: tuple[Judged, ...]
 
 
+class Measured(Record):
+    """One metric of one of lm-eval's tasks in its own unit; `change` is against the base on the same items."""
+
+    task: str
+    metric: str
+    version: str
+    shots: int | None
+    higher_is_better: bool | None
+    score: Estimate
+    change: Estimate | None
+
+
+class Outside(Record):
+    """One model's results on lm-eval's tasks."""
+
+    name: str
+    source: str
+    technique: str | None
+    measures: tuple[Measured, ...]
+
+
+class LmEvaluation(Record):
+    """What lm-eval finds of a base and of adapters on it; `settings` say how was asked, its version among them."""
+
+    version: int = 1
+    created: str
+    model: str
+    model_fingerprint: str
+    precision: str
+    settings: dict[str, str]
+    base: Outside
+    adapters: tuple[Outside, ...]
+
+
 def asked(scores: Sequence[Scores]) -> tuple[Asked, ...]:
     """Each task's means with their intervals."""
     return tuple(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from graftwood.evals import words
+from graftwood.evals import memory_words, words
 from graftwood.evals.card import (
+    Canaries,
     Card,
     Cell,
     Choice,
@@ -46,6 +47,8 @@ GLOSSARY = (
      "better than guessing, 1 is certain."),
     ("Extractable", "The share of training answers that 100 samples would hold word for word with a chance of one half "
      "or more. To be held against it: answers it never saw, and what the base could say."),
+    ("Canaries", "Made-up secrets planted in the training rows on request. Exposure is how far up the secret stands "
+     "among codes of its kind, in bits: 1.4 on average for what was never learned."),
 )  # fmt: skip
 
 
@@ -139,7 +142,7 @@ def _summary(card: Card) -> str:
     tiles = (
         ("GAINED", _text(shown), words.gained_line(gained)),
         ("KEPT", _text(words.kept_share(kept)[0]), words.kept_line(kept)),
-        ("MEMORY", memory, words.memory_line(card.memory)),
+        ("MEMORY", memory, memory_words.memory_line(card.memory)),
         ("CHOSEN", _text(words.one_line(chosen.technique, 60)), words.chosen_line(chosen)),
     )
     return "<div class=tiles>" + "".join(
@@ -230,7 +233,15 @@ def _memory(memory: Memory) -> str:
         f"{_text(light.shown)} <span class=soft>{_text(light.meaning)}</span></li>"
         for light in lights(memory)
     )
-    return _section("Memory", f"<ul class=lights>{shown}</ul>", _facts(words.memory_rows(memory)), accent="memory")
+    planted = [] if memory.canaries is None else [_canaries(memory.canaries)]
+    lights_ = f"<ul class=lights>{shown}</ul>"
+    return _section("Memory", lights_, _facts(memory_words.memory_rows(memory)), *planted, accent="memory")
+
+
+def _canaries(given: Canaries) -> str:
+    line = f"<p>{_text(memory_words.canaries_line(given))}</p>"
+    head = ("", "canaries", "word for word", "exposure")
+    return line + _table(head, (map(_text, row) for row in memory_words.canaries_rows(given)))
 
 
 def _choice(choice: Choice) -> str:

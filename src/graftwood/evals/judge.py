@@ -18,6 +18,7 @@ from graftwood.evals.memorisation import memory
 from graftwood.evals.metrics import METRICS, best_over_references, headline
 from graftwood.evals.retention import WINDOWS, Moved, compare
 from graftwood.evals.score import answer_losses, answers
+from graftwood.evals.task import Task
 from graftwood.evals.twins import ROWS, TWINS, exposures
 from graftwood.files import sha256_text
 from graftwood.generate.engine import Engine
@@ -126,9 +127,9 @@ def sit(
     return Sheet(tuple(said), losses, train, valid, ask_skills(base, engine, note), exposed)
 
 
-def work(base: Base, paper: Paper) -> tuple[int, int]:
-    """Tokens that one sitting, drift included, has a model read, and at most write."""
-    read, written = skills.work(base)
+def work(base: Base, paper: Paper, tasks: Sequence[Task]) -> tuple[int, int]:
+    """Tokens that one sitting, skills and drift included, has a model read, and at most write."""
+    read, written = skills.work(base, tasks)
     encoder = base.encoder()
     read += sum(len(encoder.prompt(row)) for row in paper.asked)
     read += sum(len(e.ids) for part in (paper.heldout, paper.train, paper.valid) for e in part)

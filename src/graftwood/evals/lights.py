@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from graftwood.evals import words
+from graftwood.evals import memory_words, words
 from graftwood.evals.card import Estimate, Memory
 
 Level = Literal["clean", "mild", "moderate", "severe"]
@@ -45,7 +45,7 @@ def position(value: float, edges: tuple[float, ...]) -> float:
 
 def lights(memory: Memory) -> tuple[Light, Light, Light]:
     """The three lights of a card, in reading order."""
-    controls = words.known(memory)
+    controls = memory_words.known(memory)
     # What the base could say, or what the model says of rows it never saw, was not learned by heart.
     known = max(memory.extractable_heldout.value or 0.0, memory.extractable_base.value or 0.0)
     answers = f"answers ({controls})" if controls else "answers"

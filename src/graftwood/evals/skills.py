@@ -56,9 +56,9 @@ def restored(task: Task, kept: Mapping[str, Any]) -> Scores:
     return Scores(task, tuple(kept["right"]), tuple(kept["soft"]), tuple(kept["said"]))
 
 
-def work(base: Base) -> tuple[int, int]:
-    """Tokens that all registered tasks together have a model read, and at most write."""
-    parts = [asking.work(base, task) for task in TASKS.all().values()]
+def work(base: Base, tasks: Sequence[Task]) -> tuple[int, int]:
+    """Tokens that all tasks together have a model read, and at most write."""
+    parts = [asking.work(base, task) for task in tasks]
     return sum(read for read, _ in parts), sum(written for _, written in parts)
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from graftwood.evals import words
 from graftwood.evals.card import Estimate, Skill
-from graftwood.evals.comparison import Asked, Evaluation, Judged
+from graftwood.evals.comparison import Asked, Evaluation, Judged, LmEvaluation
 from graftwood.evals.terminal import print_plainly
 
 _MOVED = {"better": "green", "worse": "red", "unclear": ""}
@@ -23,6 +23,32 @@ def render(found: Evaluation, console: Console) -> None:
         about = f"{task.title}: {words.plural(task.items, 'item')}, chance {words.percent(task.chance)}"
         parts += [Text(words.one_line(about), "bold"), _scores(found, place)]
     print_plainly(Group(*parts, *([_kept(found)] if found.adapters else [])), console)
+
+
+def render_lm_eval(found: LmEvaluation, console: Console) -> None:
+    """Print every metric of every task: the base, then each adapter with its change on the same items."""
+    adapters = found.adapters
+    columns = {"value [95%]": 26, "change [95%]": 26} if adapters else {"value [95%]": 26}
+    parts: list[RenderableType] = []
+    for place, measure in enumerate(found.base.measures):
+        title = f"{measure.task}: {measure.metric}" + (", lower is better" if measure.higher_is_better is False else "")
+        table = _table(columns, header=place == 0)
+        for model in (found.base, *adapters):
+            own = model.measures[place]
+            name = "base" if model is found.base else words.one_line(model.name)
+            change = [] if own.change is None else [Text(_plain(own.change))]
+            table.add_row(Text(name), Text(_plain(own.score)), *change)
+        parts += [Text(words.one_line(title), "bold"), table]
+    print_plainly(Group(*parts), console)
+
+
+def _plain(given: Estimate) -> str:
+    """`0.412 [0.381, 0.443]`: metrics of lm-eval keep their own units."""
+    if given.value is None:
+        return "—"
+    if given.low is None or given.high is None:
+        return f"{given.value:.4g}"
+    return f"{given.value:.4g} [{given.low:.4g}, {given.high:.4g}]"
 
 
 def _scores(found: Evaluation, place: int) -> Table:

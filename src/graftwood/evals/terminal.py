@@ -6,8 +6,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graftwood.evals import words
-from graftwood.evals.card import Card, Choice, Gained, Kept, Matrix, Sample, Skill, TaskGained
+from graftwood.evals import memory_words, words
+from graftwood.evals.card import Canaries, Card, Choice, Gained, Kept, Matrix, Sample, Skill, TaskGained
 from graftwood.evals.lights import COLOURS, lights
 
 SAMPLES, SAMPLE_TEXT = 2, 160
@@ -136,7 +136,17 @@ def _memory(card: Card) -> RenderableType:
     line = Text()
     for light in lights(card.memory):
         line.append("● ", COLOURS[light.level]).append(f"{light.name}: {light.level}   ")
-    return Group(Text(words.memory_line(card.memory), "bold"), line, "")
+    planted = [] if card.memory.canaries is None else [_canaries(card.memory.canaries)]
+    return Group(Text(memory_words.memory_line(card.memory), "bold"), line, *planted, "")
+
+
+def _canaries(given: Canaries) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in ("", "canaries", "word for word", "exposure"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in memory_words.canaries_rows(given):
+        table.add_row(*row)
+    return Group(Text(memory_words.canaries_line(given)), table)
 
 
 def _chosen(card: Card) -> RenderableType:

@@ -31,7 +31,12 @@ def sized(tasks: Sequence[Task], bundled: frozenset[str], tier: str, limit: int 
     """
     if tier not in TIERS:
         raise ConfigError(unknown("tier", tier, TIERS))
-    if limit is not None and limit < 2:
-        raise ConfigError(f"--limit {limit} leaves nothing to compare; ask 2 items a task or more")
+    check_limit(limit)
     size = TIERS[tier]
     return tuple(task.limited(limit or (size.bundled if task.name in bundled else size.given)) for task in tasks)
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises: ConfigError for a limit below 2, which would leave no interval."""
+    if limit is not None and limit < 2:
+        raise ConfigError(f"--limit {limit} leaves nothing to compare; ask 2 items a task or more")

@@ -19,7 +19,6 @@ from graftwood.data.encode import Example, answer_text
 from graftwood.evals.score import continuations
 
 TWINS, ROWS = 15, 8  # each row is sixteen answers to weigh
-HIGHEST = math.log2(TWINS + 1)
 # A number as a whole, or a word with a capital that does not begin the text or a sentence.
 _SECRET = re.compile(r"\d+|(?<![.!?]\s)(?<!^)(?<!\n)(?<![^\W\d_])[A-Z][a-z]{2,}(?![^\W\d_])")
 # Where the rows themselves have too few names to choose from.
@@ -44,7 +43,7 @@ def exposures(base: Base, examples: Sequence[Example], seed: int = 0) -> list[fl
             contexts.append(context)
             choices.append(endings)
     scored = continuations(base.decoder, contexts, choices)
-    return [_exposure([one.log_probability for one in found]) for found in scored]
+    return [exposure([one.log_probability for one in found]) for found in scored]
 
 
 def twins(answer: str, names: Sequence[str], generator: random.Random) -> list[str]:
@@ -74,8 +73,8 @@ def _names(answer: str) -> list[str]:
     return [found.group() for found in _SECRET.finditer(answer) if not found.group().isdecimal()]
 
 
-def _exposure(log_probabilities: Sequence[float]) -> float:
-    """Of the first among all; of equals each stands in their middle."""
+def exposure(log_probabilities: Sequence[float]) -> float:
+    """Bits of the first among all: log2 of their number less log2 of its rank; of equals each is in their middle."""
     own, *others = log_probabilities
     rank = 1 + sum(1.0 if other > own else 0.5 if other == own else 0.0 for other in others)
-    return HIGHEST - math.log2(rank)
+    return math.log2(len(log_probabilities)) - math.log2(rank)

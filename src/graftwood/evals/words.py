@@ -17,7 +17,6 @@ from graftwood.evals.card import (
     Gained,
     Kept,
     Matrix,
-    Memory,
     Skill,
     TaskGained,
 )
@@ -267,42 +266,6 @@ def kept_line(kept: Kept) -> str:
     share = f"kept share {behind}" if kept.kept.value is None else f"{shown} of the base's skills ({behind})"
     same = value(kept.same_next_word, "share")
     return f"{share}; drift {value(kept.drift, 'nats', 'a token')}, same next word {same}"
-
-
-def memory_line(memory: Memory) -> str:
-    """The headline of MEMORY."""
-    controls = known(memory)
-    return (
-        f"{memory.verdict}, {MEANING[memory.verdict]}: held-out/train loss {value(memory.ratio, 'ratio')}, "
-        f"membership AUC {value(memory.membership_auc, 'ratio')}, "
-        f"extractable answers {value(memory.extractable, 'share')}" + (f" ({controls})" if controls else "")
-    )
-
-
-def known(memory: Memory) -> str:
-    """What the extractable share is to be held against: answers never trained on, and the base's own."""
-    controls = (("held-out", memory.extractable_heldout), ("base", memory.extractable_base))
-    return ", ".join(f"{name} {percent(given.value)}" for name, given in controls if given.value is not None)
-
-
-def memory_rows(memory: Memory) -> tuple[tuple[str, Estimate, Unit], ...]:
-    """Every measure of MEMORY by its name."""
-    exposed = (
-        ("exposure of training answers among twins, bits", memory.exposure),
-        ("exposure of held-out answers", memory.exposure_heldout),
-        ("exposure of training answers, base", memory.exposure_base),
-    )
-    twins: list[tuple[str, Estimate, Unit]] = [(name, given, "ratio") for name, given in exposed if given is not None]
-    return (
-        ("loss on trained rows, nats a token", memory.loss_train, "nats"),
-        ("loss on held-out rows, nats a token", memory.loss_heldout, "nats"),
-        ("held-out / train loss", memory.ratio, "ratio"),
-        ("membership AUC", memory.membership_auc, "ratio"),
-        ("extractable training answers", memory.extractable, "share"),
-        ("extractable held-out answers", memory.extractable_heldout, "share"),
-        ("extractable training answers, base", memory.extractable_base, "share"),
-        *twins,
-    )
 
 
 def trained(chosen: Chosen) -> str:
