@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -177,6 +178,16 @@ def turning(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple
     """What `Scope.turns` says of these positions, [..., 1, D/2] each."""
     tables = rotary_tables(config, positions) + (local_tables(config, positions) or ())
     return tuple(table.unsqueeze(-2).to(dtype) for table in tables)
+
+
+@lru_cache(maxsize=2)
+@torch.inference_mode(False)  # what is kept may be differentiated later
+def packed_turns(
+    config: ModelConfig, documents: tuple[int, ...], start: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Positions of packed documents, [1, N], and `turning` of them: of one batch like the last they are at hand."""
+    positions = packed_positions(documents, device, start).unsqueeze(0)
+    return positions, turning(config, positions, dtype)
 
 
 @dataclass(frozen=True)
