@@ -255,7 +255,7 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         sigmoid, silu = _SwiGLU._parts(gate) if ctx.parts is None else ctx.parts
         ctx.parts = None
-        slope = sigmoid.addcmul_(silu, sigmoid, value=-1).add_(silu)  # sigmoid + silu (1 - sigmoid)
+        slope = torch.lerp(silu, silu.new_ones(()), sigmoid, out=sigmoid)  # silu + sigmoid (1 - silu)
         return slope.mul_(up).mul_(grad), silu.mul_(grad)
 
     @staticmethod
