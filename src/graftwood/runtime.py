@@ -53,9 +53,16 @@ def use_threads(count: int | None = None) -> int:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block under its own random state and give the caller's back afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    before, gpus = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` asks every kind of device, a share of a short step
+    if gpus:
+        torch.cuda.manual_seed_all(seed)
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
 
 
 def peak_memory_bytes() -> int:

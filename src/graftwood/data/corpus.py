@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,9 @@ class Stream:
 
     def __init__(self, shards: Sequence[Path], files: Sequence[str]) -> None:
         self._files = files
-        self._tokens = [np.load(shard / ARRAYS[0], mmap_mode="r") for shard in shards]
+        self._tokens = [
+            np.asarray(np.load(shard / ARRAYS[0], mmap_mode="r")) for shard in shards
+        ]  # plain ones slice fast
         self._starts = np.cumsum([0, *(len(tokens) for tokens in self._tokens)])
         ends = [np.load(shard / ARRAYS[1]) + start for shard, start in zip(shards, self._starts, strict=False)]
         self.ends: Ints = np.concatenate(ends) if ends else np.empty(0, dtype=np.int64)
@@ -178,22 +181,22 @@ class Windows:
 
     def _pack(self, rows: Sequence[int]) -> Packed:
         ids, targets, lengths, counts = [], [], [], []
-        for row in rows:
-            start, size = row * self._stride, int(self.sizes[row])
+        starts, sizes = np.asarray(rows) * self._stride, self.sizes[rows]
+        spans = np.searchsorted(self._stream.ends, (starts, starts + sizes), side="right")
+        for start, size, first, last in zip(*(each.tolist() for each in (starts, sizes, *spans)), strict=True):
             window = self._stream[start : start + size + 1]
-            first, last = np.searchsorted(self._stream.ends, (start, start + size), side="right")
             breaks = self._stream.ends[first:last] - start  # where documents begin within the row, and one past it
             ids.append(window[:-1])
             targets.append(window[1:])
-            inner = breaks[breaks < size]
-            lengths.append(np.diff(inner, prepend=0, append=size))
+            bounds = (0, *breaks[breaks < size].tolist(), size)
+            lengths += [end - begin for begin, end in pairwise(bounds)]
             counts.append(_counting(breaks, size))
         counted = np.concatenate(counts)
         predict = np.flatnonzero(counted)
         owner = np.repeat(np.arange(len(rows)), [len(part) for part in ids])
         return Packed(
             torch.from_numpy(np.concatenate(ids)).unsqueeze(0),
-            tuple(np.concatenate(lengths).tolist()),
+            tuple(lengths),
             torch.from_numpy(predict),
             torch.from_numpy(np.concatenate(targets)[predict]),
             torch.from_numpy(owner[predict]),

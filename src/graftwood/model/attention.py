@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -16,10 +17,9 @@ from torch import Tensor, nn
 from graftwood.model.config import ModelConfig
 from graftwood.model.layers import Linear, RMSNorm, project, rotate
 from graftwood.model.rope import local_tables, rotary_tables
+from graftwood.model.short import SHORT, short_attention
 
 Turn = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-SHORT = 128  # tokens up to which attention that trains on a processor is written out
 
 
 class KVCache:
@@ -180,6 +180,16 @@ def turning(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple
     return tuple(table.unsqueeze(-2).to(dtype) for table in tables)
 
 
+@lru_cache(maxsize=2)
+@torch.inference_mode(False)  # what is kept may be differentiated later
+def packed_turns(
+    config: ModelConfig, documents: tuple[int, ...], start: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Positions of packed documents, [1, N], and `turning` of them: of one batch like the last they are at hand."""
+    positions = packed_positions(documents, device, start).unsqueeze(0)
+    return positions, turning(config, positions, dtype)
+
+
 @dataclass(frozen=True)
 class Scoring:
     """What a layer makes of queries and keys: how far back they see, their product's factor, its soft cap."""
@@ -271,27 +281,13 @@ def _causal(
     tokens = q.shape[1]
     plain = scoring.cap is None and sinks is None and (scoring.window or tokens) >= tokens
     if mask is None and plain and tokens <= SHORT and q.requires_grad and q.device.type == "cpu":
-        return _short(q, k, v, scoring)
+        shared = q.shape[2] // k.shape[2]
+        k, v = (y if shared == 1 else y.repeat_interleave(shared, 2) for y in (k, v))
+        return short_attention(q, k, v, scoring.scale or q.shape[-1] ** -0.5)
     if mask is None and not plain:
         mask = ~_hidden(torch.arange(tokens, device=q.device), tokens, scoring.window)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return _weighed(q, k, v, mask, scoring, sinks, is_causal=mask is None).transpose(1, 2)
-
-
-def _short(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, scoring: Scoring) -> Tensor:
-    """Causal attention written out: of short rows the products are small, and a general kernel's backward costs more.
-
-    Forward and backward of 32 rows of 128 tokens: 12 ms, where the fused kernel takes 17; from 256 on it is the faster.
-    """
-    batch, tokens, heads, size = q_BTHD.shape
-    shared = heads // k_BTGD.shape[2]
-    q, k, v = (
-        (y if y.shape[2] == heads else y.repeat_interleave(shared, 2)).transpose(1, 2).reshape(-1, tokens, size)
-        for y in (q_BTHD, k_BTGD, v_BTGD)
-    )
-    hidden = torch.full((tokens, tokens), -torch.inf, dtype=q.dtype).triu_(1)
-    shares = torch.baddbmm(hidden, q, k.mT, alpha=scoring.scale or size**-0.5).softmax(-1)
-    return torch.bmm(shares, v).view(batch, heads, tokens, size).transpose(1, 2)
 
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, scope: Scope, scoring: Scoring, sinks: Tensor | None) -> Tensor:

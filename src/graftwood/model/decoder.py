@@ -23,7 +23,7 @@ from graftwood.model.attention import (
     fork_parts,
     forked_mask,
     forked_positions,
-    packed_positions,
+    packed_turns,
     turning,
 )
 from graftwood.model.config import ModelConfig
@@ -342,29 +342,20 @@ class Decoder(nn.Module):
         prefix, start = self._prefixed()
         if cache is not None and documents is not None:
             return cache.admit(documents, prefix)
-        return self._uncached(packed_positions(documents or (tokens,), x.device, start), documents, None, prefix)
+        places = packed_turns(self.config, documents or (tokens,), start, self.compute_dtype, x.device)
+        return Scope(*places, documents, prefix=prefix)
 
     def _forked(self, documents: tuple[int, ...], forks: Sequence[Sequence[Fork]], device: torch.device) -> Scope:
         parts = [fork_parts(length, ends) for length, ends in zip(documents, forks, strict=True)]
         masks = tuple(forked_mask(these, device) for these in parts)
         prefix, start = self._prefixed()
-        positions = torch.cat([forked_positions(these, device) for these in parts]) + start
-        return self._uncached(positions, documents, masks, prefix)
+        positions = torch.cat([forked_positions(these, device) for these in parts]).unsqueeze(0) + start
+        return Scope(positions, turning(self.config, positions, self.compute_dtype), documents, masks, prefix)
 
     def _prefixed(self) -> tuple[Tensor | None, int]:
         if self.prefix is None:
             return None, 0
         return self.prefix().to(self.compute_dtype), self.prefix.tokens
-
-    def _uncached(
-        self,
-        positions: Tensor,
-        documents: tuple[int, ...] | None,
-        masks: tuple[Tensor, ...] | None,
-        prefix: Tensor | None,
-    ) -> Scope:
-        positions = positions.unsqueeze(0)
-        return Scope(positions, turning(self.config, positions, self.compute_dtype), documents, masks, prefix)
 
 
 def hook(module: nn.Module, delta: nn.Module) -> None:

@@ -239,23 +239,29 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        ctx.silu = None
+        ctx.parts = None
         ctx.again = _SwiGLU.again
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def again(ctx: Any) -> Tensor:
         gate, up = ctx.saved_tensors
-        ctx.silu = F.silu(gate)  # for the backward, which comes next
-        return ctx.silu * up
+        ctx.parts = _SwiGLU._parts(gate)  # for the backward, which comes next
+        return ctx.parts[1] * up
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        silu = F.silu(gate) if ctx.silu is None else ctx.silu
-        ctx.silu = None
-        return torch.ops.aten.silu_backward(grad * up, gate), silu.mul_(grad)
+        sigmoid, silu = _SwiGLU._parts(gate) if ctx.parts is None else ctx.parts
+        ctx.parts = None
+        slope = torch.lerp(silu, silu.new_ones(()), sigmoid, out=sigmoid)  # silu + sigmoid (1 - silu)
+        return slope.mul_(up).mul_(grad), silu.mul_(grad)
+
+    @staticmethod
+    def _parts(gate: Tensor) -> tuple[Tensor, Tensor]:
+        sigmoid = torch.sigmoid(gate)
+        return sigmoid, gate * sigmoid
 
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
@@ -273,19 +279,23 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled() and x.requires_grad:
         return _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
-    return _turned(x, cos, sin, 1.0)
+    return _turned(x, cos, sin, 1.0, _by_head(x))
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float, out: Tensor) -> Tensor:
     half = cos.shape[-1]
-    turned = slice(half, 2 * half)
-    first, second = x[..., :half], x[..., turned]
-    out = torch.empty_like(x)
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
-    torch.mul(second, cos, out=out[..., turned]).addcmul_(first, sin, value=sign)
+    halves, turned = x[..., : 2 * half].unflatten(-1, (2, half)), out[..., : 2 * half].unflatten(-1, (2, half))
+    torch.mul(halves, cos.unsqueeze(-2), out=turned)
+    turned[..., 0, :].addcmul_(halves[..., 1, :], sin, value=-sign)
+    turned[..., 1, :].addcmul_(halves[..., 0, :], sin, value=sign)
     if 2 * half < x.shape[-1]:
         out[..., 2 * half :] = x[..., 2 * half :]
     return out
+
+
+def _by_head(x_BTHD: Tensor) -> Tensor:
+    """Room for as much, in memory as attention's products read it: heads apart, then tokens."""
+    return torch.empty_like(x_BTHD.transpose(-3, -2), memory_format=torch.contiguous_format).transpose(-3, -2)
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -300,10 +310,11 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1.0)
+        return _turned(x, cos, sin, 1.0, _by_head(x))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, sin, -1.0), None, None
+        out = torch.empty_like(grad, memory_format=torch.contiguous_format)  # as projections read it
+        return _turned(grad, cos, sin, -1.0, out), None, None

@@ -104,7 +104,8 @@ def summed_loss(decoder: Decoder, packed: Packed, z_loss: float = 0.0, gate: Gat
 
 def predicting(decoder: Decoder, packed: Packed) -> Tensor:
     """Final hidden states of the tokens whose next one counts, [M, C]."""
-    return decoder.hidden(packed.ids, packed.documents, entering=packed.entering)[0, packed.predict]
+    hidden = decoder.hidden(packed.ids, packed.documents, entering=packed.entering)[0]
+    return hidden if len(packed.predict) == packed.tokens else hidden[packed.predict]
 
 
 def summed(decoder: Decoder, hidden: Tensor, objective: Objective) -> Tensor:

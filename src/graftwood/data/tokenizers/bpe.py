@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from graftwood.data.tokenizers.spm import from_pieces
 from graftwood.errors import ModelError
 from graftwood.files import sha256_text
 
@@ -175,11 +176,13 @@ def _byte_level(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
-    """Rebuild a byte-level BPE tokenizer from a GGUF file's `tokenizer.ggml.*` metadata.
+    """Rebuild a tokenizer from a GGUF file's `tokenizer.ggml.*` metadata: byte-level BPE, or SentencePiece's pieces.
 
     Raises: ModelError for a tokenizer model or pre-tokenizer that is not known here.
     """
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind == "llama":
+        return from_pieces(metadata)
     if kind != "gpt2":
         raise ModelError(f"tokenizer model {kind!r} of a GGUF file cannot be rebuilt; use the model's folder")
     if pre not in _PRE:
@@ -209,7 +212,10 @@ def gguf_token_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "add_bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
+        # What llama.cpp takes a file that does not say to mean.
+        "add_bos_token": bool(
+            metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama")
+        ),
     }
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         index = metadata.get(f"tokenizer.ggml.{theirs}_token_id")

@@ -1,0 +1,131 @@
+"""SentencePiece vocabularies of GGUF files: ids and text as llama.cpp and transformers have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graftwood.data.tokenizers.bpe import BPETokenizer, from_folder, from_gguf, gguf_token_settings
+from graftwood.errors import ModelError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+# Longer pieces out of shorter ones, in an order in which the first pair that can merge is often not the best.
+LEARNED = (
+    "▁t", "he", "▁the", "in", "er", "▁a", "on", "re", "▁w", "or", "▁wor", "ld", "▁world", "▁▁", "▁▁▁▁", "ing", "▁h",
+    "el", "lo", "▁hel", "▁hello", "llo",
+    "hello", "00", "12", "123", "23", "▁1", "ab", "bc", "abc", "cd", "abcd", "bcd", "né",
+    "▁né", "日本", "\n\n", "▁\n", "aa", "aaa", "aaaa", "▁<", "s>", "<s", "ё", "при", "вет", "ив", "▁при",
+)  # fmt: skip
+TEXTS = (
+    "", " ", "hello world", " hello", "  hello   world    ", "the thing\n\nin the world\n", "\n\n\n", "\t tab\ttab",
+    "12300123 1 23", "abcd abcbcd aaaaaaa bcdabc", "né caf\u00e9 cafe\u0301", "日本語 日本", "привет ёж",
+    "\U0001f469\u200d\U0001f467 \U0001f642\U0001f3fd ok", "<s>hello</s> <unk> [T]hi[T] ", "a▁b ▁", "<0x41> \x00\x7f",
+    "العربية עברית हिन्दी ไทย", "x" * 40, "\u00a0\u200b\u3000wide",
+)  # fmt: skip
+
+
+def metadata(space: bool = True, bytes_too: bool = True) -> dict[str, Any]:
+    """A vocabulary with every character of the pieces and some more, the 256 bytes, and what has a meaning."""
+    rows = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
+    if bytes_too:
+        rows += [(f"<0x{number:02X}>", 0.0, BYTE) for number in range(256)]
+    rows += [(piece, -float(rank), NORMAL) for rank, piece in enumerate(LEARNED)]
+    letters = sorted({letter for piece in LEARNED for letter in piece} | set("abcdefghijklmnopqrstuvwxyz<>/é."))
+    letters = [letter for letter in letters if letter not in LEARNED]
+    rows += [(letter, -1000.0 - rank, NORMAL) for rank, letter in enumerate(letters)]
+    rows += [("[T]", -5000.0, USER_DEFINED)]
+    tokens, scores, types = (list(column) for column in zip(*rows, strict=True))
+    keys = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types, "add_space_prefix": space}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+    return {f"tokenizer.ggml.{key}": value for key, value in (keys | ids).items()}
+
+
+def written(path: Path, given: dict[str, Any]) -> Path:
+    """A GGUF file of the vocabulary alone."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    for key, value in {"context_length": 64, "embedding_length": 8, "block_count": 1, "feed_forward_length": 8}.items():
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    for key, value in given.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_uint32(key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def rebuilt(given: dict[str, Any]) -> BPETokenizer:
+    return BPETokenizer(from_gguf(given), [2], 1, None)
+
+
+@pytest.mark.parametrize("space", [True, False], ids=["space before", "as it is"])
+def test_ids_are_those_of_llama_cpp(space: bool, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    given = metadata(space)
+    theirs = llama_cpp.Llama(str(written(tmp_path / "vocab.gguf", given)), vocab_only=True, verbose=False)
+    ours = rebuilt(given)
+    for text in TEXTS:
+        for specials in (False, True):
+            expected = theirs.tokenize(text.encode(), add_bos=False, special=specials)
+            assert ours.encode(text, specials) == expected, (text, specials)
+
+
+@pytest.mark.parametrize("space", [True, False], ids=["space before", "as it is"])
+def test_text_comes_back(space: bool) -> None:
+    """But for a letter that stands for a space, and for the space before what follows a piece of its own."""
+    ours = rebuilt(metadata(space))
+    for text in TEXTS:
+        if "▁" not in text and not (space and "[T]" in text):
+            assert ours.decode(ours.encode(text)) == text
+
+
+@pytest.mark.parametrize("architecture", ["phi3", "llama"])
+def test_ids_are_those_of_transformers(architecture: str) -> None:
+    """Which, but for `phi3`, puts no space before one that is there, nor after a special token; llama.cpp does."""
+    gguf = pytest.importorskip("transformers.integrations.gguf", reason="transformers is not installed")
+    given = metadata()
+    keys = {"add_prefix_space": "add_space_prefix", "unk_token_id": "unknown_token_id", "tokenizer_type": "model"}
+    keys |= {key: key for key in ("tokens", "scores", "token_type", "bos_token_id", "eos_token_id")}
+    told = {theirs: given[f"tokenizer.ggml.{key}"] for theirs, key in keys.items()}
+    theirs, _ = gguf.convert_gguf_tokenizer(architecture, told)
+    ours = rebuilt(given)
+    for text in TEXTS:
+        if architecture == "phi3" or not text.startswith((" ", "<s>")):
+            assert ours.encode(text, specials=True) == theirs.encode(text, add_special_tokens=False).ids, text
+
+
+def test_without_byte_pieces_the_unknown_piece_stands_for_a_letter() -> None:
+    ours = rebuilt(metadata(bytes_too=False))
+    assert ours.encode("日本ж語").count(ours.unknown or 0) == 2
+
+
+def test_a_folder_made_of_it_reads_the_same(tmp_path: Path) -> None:
+    given = metadata()
+    from_gguf(given).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(gguf_token_settings(given)), encoding="utf-8")
+    opened, ours = from_folder(tmp_path), rebuilt(given)
+    assert (opened.bos, opened.eos, opened.unknown, opened.begins) == (1, (2,), 0, True)
+    assert [opened.encode(text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
+    assert gguf_token_settings(given | {"tokenizer.ggml.add_bos_token": False})["add_bos_token"] is False
+
+
+def test_scores_that_are_not_there_are_named() -> None:
+    given = metadata()
+    scores = given.pop("tokenizer.ggml.scores")
+    with pytest.raises(ModelError, match=r"lacks the metadata tokenizer\.ggml\.scores"):
+        from_gguf(given)
+    with pytest.raises(ModelError, match=f"{len(scores)} pieces, {len(scores) - 1} scores and {len(scores)} types"):
+        from_gguf(given | {"tokenizer.ggml.scores": scores[1:]})
