@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from bench.sides.turns import Turns
-from peft import PeftConfig, PeftModel, PeftType, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -72,7 +72,7 @@ def load(work: dict[str, Any]) -> tuple[Any, Any]:
     if "adapter" not in work:
         return opened(base, work["top"]), tokenizer
     config = PeftConfig.from_pretrained(work["adapter"])
-    if config.peft_type == PeftType.P_TUNING:  # the encoder that trains is in no adapter folder
+    if config.is_prompt_learning:  # PEFT trains on none that was saved
         config.inference_mode = False
         return get_peft_model(base, config), tokenizer
     return PeftModel.from_pretrained(base, work["adapter"], is_trainable=True), tokenizer
