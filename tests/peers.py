@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import tiny
 from conftest import CPU
 from graftwood.base import Base, open_base
+from graftwood.checkpoint import ADAPTER_WEIGHTS, save_adapter
+from graftwood.data.batch import Examples
 from graftwood.technique import Technique
+from graftwood.train.loop import Trainer
 
 IDS = torch.randint(0, 320, (2, 20), generator=torch.Generator().manual_seed(5))
 ROWS = [row for row in tiny.examples(100) if len(row.ids) == 12][:3]
@@ -71,3 +75,21 @@ def their_step(theirs: Any) -> None:
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     torch.optim.AdamW(groups, lr=1e-3).step()
+
+
+def one_step_of_both(
+    base: Base, technique: Technique, folder: Path, out: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The adapter's tensors before a step on `ROWS`, after ours, and after theirs from the same folder."""
+    save_adapter(base, technique, out / "before")
+    theirs = their_adapter(folder, out / "before", train=True).train()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # the family's own, which is not here
+    Trainer(base.decoder, Examples(ROWS), Examples([]), PLAN, out / "steps").step()
+    their_step(theirs)
+    theirs.save_pretrained(out / "theirs")
+    save_adapter(base, technique, out / "ours")
+    before, ours, other = (load_file(out / name / ADAPTER_WEIGHTS) for name in ("before", "ours", "theirs"))
+    assert ours.keys() == other.keys()
+    return before, ours, other

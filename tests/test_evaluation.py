@@ -14,7 +14,6 @@ import graftwood as gw
 import tiny
 from conftest import CPU
 from graftwood.base import Base, open_base
-from graftwood.checkpoint import save_adapter
 from graftwood.cli import app, guarded
 from graftwood.errors import ConfigError
 from graftwood.evals.given import find_tasks
@@ -55,23 +54,11 @@ def tasks(tmp_path: Path) -> Path:
     return home
 
 
-def adapter(base: Base, name: str, folder: Path, size: float = 0.5) -> Path:
-    """An adapter of noise, `size` wide; the base is given back as it was."""
-    technique = tiny.technique(name)
-    technique.apply(base.decoder, seed=0)
-    with torch.no_grad():
-        for number, parameter in enumerate(base.decoder.trained().values()):
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)), alpha=size)
-    save_adapter(base, technique, folder)
-    base.decoder.take_off()
-    return folder
-
-
 def test_adapters_take_turns_on_one_base(base: Base, tasks: Path, tmp_path: Path) -> None:
     """However many come before it, an adapter scores as it does alone, and the base is asked once."""
-    one = adapter(base, "lora", tmp_path / "one")
-    two = adapter(base, "prefix", tmp_path / "two")
-    same = adapter(base, "lora", tmp_path / "same", size=0.0)
+    one = tiny.adapter(base, "lora", tmp_path / "one")
+    two = tiny.adapter(base, "prefix", tmp_path / "two")
+    same = tiny.adapter(base, "lora", tmp_path / "same", size=0.0)
     own = dict(base.decoder.named_parameters())
     asked = find_tasks(str(tasks))
     found, records = _put(base, [one, two, same], asked, {}, Display(quiet=True))
@@ -92,7 +79,7 @@ def test_adapters_take_turns_on_one_base(base: Base, tasks: Path, tmp_path: Path
 
 
 def test_an_adapter_that_does_not_fit_leaves_the_base_alone(base: Base, tmp_path: Path) -> None:
-    broken = adapter(base, "lora", tmp_path / "broken")
+    broken = tiny.adapter(base, "lora", tmp_path / "broken")
     config = json.loads((broken / "adapter_config.json").read_text(encoding="utf-8"))
     (broken / "adapter_config.json").write_text(json.dumps(config | {"r": 7}), encoding="utf-8")
     with torch.no_grad():
@@ -104,7 +91,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_base_alone(base: Base, tmp_path
 
 
 def test_every_item_is_on_record(folder: Path, base: Base, tasks: Path, tmp_path: Path) -> None:
-    given = adapter(base, "lora", tmp_path / "runs" / "noise" / "adapter")
+    given = tiny.adapter(base, "lora", tmp_path / "runs" / "noise" / "adapter")
     found = gw.evaluate(folder, [given], tasks=str(tasks), limit=5, out=tmp_path / "out", quiet=True)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "evaluation.json", "items-base.jsonl", "items-noise.jsonl",
@@ -143,7 +130,7 @@ def test_the_base_is_asked_once_and_again_when_a_question_changes(folder: Path, 
 
 def test_a_run_stands_for_its_base_and_its_adapter(folder: Path, base: Base, tasks: Path, tmp_path: Path) -> None:
     run, whole = tmp_path / "lora-run", tmp_path / "full-run"
-    adapter(base, "lora", run / "adapter")
+    tiny.adapter(base, "lora", run / "adapter")
     (run / "run.toml").write_text(f'model = "{folder}"\n', encoding="utf-8")
     found = gw.evaluate(run, tasks=str(tasks), tier="pulse", quiet=True)
     assert [judged.name for judged in found.adapters] == ["lora-run"]
@@ -184,7 +171,7 @@ def graft(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str,
 def test_the_verb_shows_a_table_or_json(
     folder: Path, base: Base, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, two = adapter(base, "lora", tmp_path / "one"), adapter(base, "ia3", tmp_path / "two")
+    one, two = tiny.adapter(base, "lora", tmp_path / "one"), tiny.adapter(base, "ia3", tmp_path / "two")
     words = ("eval", folder, "-a", one, "-a", two, "--tasks", tasks)
     code, out, _ = graft(capsys, *words)
     assert code == 0

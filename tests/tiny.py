@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from graftwood.base import Base
+from graftwood.checkpoint import save_adapter
 from graftwood.data.encode import Example, encode_rows
 from graftwood.data.rows import Row, rows_from
 from graftwood.errors import ModelError
@@ -108,6 +109,18 @@ PLAN = Plan(
 def technique(name: str, **options: object) -> Technique:
     """A technique with its defaults, where they fit matrices this small."""
     return TECHNIQUES.get(name).parse(OPTIONS.get(name, {}) | options)
+
+
+def adapter(base: Base, name: str, folder: Path, size: float = 0.5) -> Path:
+    """An adapter of noise, `size` wide, in a folder; the base is given back as it was."""
+    made = technique(name)
+    made.apply(base.decoder, seed=0)
+    with torch.no_grad():
+        for number, parameter in enumerate(base.decoder.trained().values()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)), alpha=size)
+    save_adapter(base, made, folder)
+    base.decoder.take_off()
+    return folder
 
 
 def config(architecture: str = "llama", **changes: object) -> ModelConfig:
@@ -212,3 +225,17 @@ def picked(base: Base, path: Path) -> Path:
             gold = pick if number % 10 else (pick + 1) % 3
             file.write(json.dumps({"query": query, "choices": [c.strip() for c in choices], "gold": gold}) + "\n")
     return path
+
+
+def put_metadata(writer: Any, key: str, value: object) -> None:
+    """One field of a GGUF file, as its type asks for."""
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)

@@ -109,11 +109,7 @@ def evaluate_with_lm_eval(
         judged.append(Outside(name=name, source=str(path), technique=technique.title, measures=told))
     settings = {"lm-eval": version("lm-eval"), "limit": "all" if limit is None else str(limit)}
     found = LmEvaluation(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=base.name,
-        model_fingerprint=base.fingerprint,
-        precision=base.decoder.precision,
-        settings=settings,
+        **_sitting(base, settings),
         base=Outside(name=base.name, source=base.source, technique=None, measures=lm_eval_tasks.measured(before)),
         adapters=tuple(judged),
     )
@@ -146,15 +142,22 @@ def _put(
         kept = skills.kept(before, after, moved, probe)
         judged.append(Judged(name=name, source=str(folder), technique=technique.title, tasks=asked(after), kept=kept))
     found = Evaluation(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=base.name,
-        model_fingerprint=base.fingerprint,
-        precision=base.decoder.precision,
-        settings=settings,
+        **_sitting(base, settings),
         base=Judged(name=base.name, source=base.source, technique=None, tasks=asked(before), kept=None),
         adapters=tuple(judged),
     )
     return found, records
+
+
+def _sitting(base: Base, settings: dict[str, str]) -> dict[str, Any]:
+    """When which model is asked, and how."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": base.name,
+        "model_fingerprint": base.fingerprint,
+        "precision": base.decoder.precision,
+        "settings": settings,
+    }
 
 
 def _ask(base: Base, name: str, tasks: Sequence[Task], display: Display) -> list[Scores]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import tiny
 from graftwood.data.tokenizers.bpe import BPETokenizer, from_folder, from_gguf, gguf_token_settings
 from graftwood.errors import ModelError
 
@@ -53,14 +54,7 @@ def written(path: Path, given: dict[str, Any]) -> Path:
     writer.add_head_count(1)
     writer.add_layer_norm_rms_eps(1e-5)
     for key, value in given.items():
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        elif isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_uint32(key, value)
+        tiny.put_metadata(writer, key, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

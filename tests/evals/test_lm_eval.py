@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import tiny
 from conftest import CPU
-from graftwood.base import Base, open_base
-from graftwood.checkpoint import save_adapter
+from graftwood.base import open_base
 from graftwood.cli import app, guarded
 from graftwood.errors import ConfigError
 from graftwood.evals.lm_eval_model import lm_eval_model
@@ -109,7 +107,7 @@ def test_adapters_take_turns(
     tiny_hf_folder: Path, yamls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = open_base(str(tiny_hf_folder), CPU)
-    one, same = _adapter(base, tmp_path / "one", 0.5), _adapter(base, tmp_path / "same", 0.0)
+    one, same = tiny.adapter(base, "lora", tmp_path / "one"), tiny.adapter(base, "lora", tmp_path / "same", 0.0)
     found = evaluate_with_lm_eval(
         "tiny_choices,tiny_rolling", tiny_hf_folder, [one, same], folder=yamls, out=tmp_path / "out", quiet=True
     )
@@ -180,17 +178,6 @@ def test_a_folder_of_tasks_alone_asks_nothing(capsys: pytest.CaptureFixture[str]
     code, _, err = _graft(capsys, "eval", "no-such-model", "--lm-eval-tasks", "here")
     assert code == 2
     assert "name them with --lm-eval" in err[-1]
-
-
-def _adapter(base: Base, folder: Path, size: float) -> Path:
-    technique = tiny.technique("lora")
-    technique.apply(base.decoder, seed=0)
-    with torch.no_grad():
-        for number, parameter in enumerate(base.decoder.trained().values()):
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)), alpha=size)
-    save_adapter(base, technique, folder)
-    base.decoder.take_off()
-    return folder
 
 
 def _graft(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, list[str]]:

@@ -8,20 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import tiny
 from conftest import CPU
 from graftwood.base import open_base
-from graftwood.checkpoint import ADAPTER_WEIGHTS, load_adapter, save_adapter
+from graftwood.checkpoint import load_adapter, save_adapter
 from graftwood.compose import Sum, compose
-from graftwood.data.batch import Examples
 from graftwood.errors import ConfigError
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.matrices import matrices
 from graftwood.model.weights import to_files
-from graftwood.train.loop import Trainer
-from peers import PLAN, ROWS, distance, logits, move, noisy, their_adapter, their_base, their_step, tuned
+from peers import distance, logits, move, noisy, one_step_of_both, their_adapter, their_base, tuned
 
 # By family: attention's matrix that is three, the one that brings the feed-forward back, and a norm.
 FAMILIES = {
@@ -153,17 +150,7 @@ def test_one_step_gives_the_same_update(
     family: str, name: str, options: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     base, technique = tuned(folder, name, **spelled(family, options))
-    save_adapter(base, technique, tmp_path / "before")
-    theirs = their_adapter(folder, tmp_path / "before", train=True).train()
-    for module in theirs.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # the family's own, which is not here
-    Trainer(base.decoder, Examples(ROWS), Examples([]), PLAN, tmp_path / "steps").step()
-    their_step(theirs)
-    theirs.save_pretrained(tmp_path / "theirs")
-    save_adapter(base, technique, tmp_path / "ours")
-    before, mine, other = (load_file(tmp_path / name / ADAPTER_WEIGHTS) for name in ("before", "ours", "theirs"))
-    assert mine.keys() == other.keys()
+    before, mine, other = one_step_of_both(base, technique, folder, tmp_path)
     moved = [key for key in mine if not torch.equal(mine[key], before[key])]
     assert moved
     for key in mine:

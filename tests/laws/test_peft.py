@@ -15,12 +15,24 @@ from safetensors.torch import load_file
 import tiny
 from conftest import CPU
 from graftwood.base import open_base
-from graftwood.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, save_adapter
+from graftwood.checkpoint import ADAPTER_CONFIG, load_adapter, save_adapter
 from graftwood.data.batch import Examples
 from graftwood.errors import ConfigError
 from graftwood.technique import TECHNIQUES
 from graftwood.train.loop import Trainer
-from peers import PLAN, ROWS, distance, logits, move, noisy, their_adapter, their_base, their_step, tuned
+from peers import (
+    PLAN,
+    ROWS,
+    distance,
+    logits,
+    move,
+    noisy,
+    one_step_of_both,
+    their_adapter,
+    their_base,
+    their_step,
+    tuned,
+)
 
 
 @pytest.fixture
@@ -127,15 +139,7 @@ STEPS = {label: case for label, case in OURS.items() if label not in PREFACES}
 @pytest.mark.parametrize(("name", "options"), STEPS.values(), ids=STEPS)
 def test_one_step_gives_the_same_update(name: str, options: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     base, technique = tuned(folder, name, **options)
-    save_adapter(base, technique, tmp_path / "before")
-    theirs = their_adapter(folder, tmp_path / "before", train=True).train()
-    Trainer(base.decoder, Examples(ROWS), Examples([]), PLAN, tmp_path / "steps").step()
-    their_step(theirs)
-    theirs.save_pretrained(tmp_path / "theirs")
-    save_adapter(base, technique, tmp_path / "ours")
-
-    before, mine, other = (load_file(tmp_path / name / ADAPTER_WEIGHTS) for name in ("before", "ours", "theirs"))
-    assert mine.keys() == other.keys()
+    before, mine, other = one_step_of_both(base, technique, folder, tmp_path)
     moved = [key for key in mine if not torch.equal(mine[key], before[key])]
     assert moved
     for key in mine:

@@ -16,6 +16,7 @@ import torch
 from gguf.quants import quantize
 from tokenizers import Tokenizer
 
+import tiny
 from conftest import CHATML, CPU, SPECIALS
 from graftwood.base import convert, open_base
 from graftwood.errors import ModelError
@@ -148,7 +149,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, metadata.pop("general.architecture", "llama"))
     for key, value in metadata.items():
         if value is not None:
-            put_metadata(writer, key, value)
+            tiny.put_metadata(writer, key, value)
     values: dict[str, Floats] = {}
     draw = np.random.default_rng(0)
     for name, parameter in decoder.named_parameters():
@@ -168,19 +169,6 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return values
-
-
-def put_metadata(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)
 
 
 @pytest.fixture

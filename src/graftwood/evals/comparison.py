@@ -36,8 +36,8 @@ class Judged(Record):
     kept: Kept | None
 
 
-class Evaluation(Record):
-    """The whole of it; `settings` say how was asked."""
+class Sitting(Record):
+    """When which model was asked in which precision; `settings` say how."""
 
     version: int = 1
     created: str
@@ -45,6 +45,11 @@ class Evaluation(Record):
     model_fingerprint: str
     precision: str
     settings: dict[str, str]
+
+
+class Evaluation(Sitting):
+    """The whole of it."""
+
     base: Judged
     adapters: tuple[Judged, ...]
 
@@ -70,15 +75,9 @@ class Outside(Record):
     measures: tuple[Measured, ...]
 
 
-class LmEvaluation(Record):
-    """What lm-eval finds of a base and of adapters on it; `settings` say how was asked, its version among them."""
+class LmEvaluation(Sitting):
+    """What lm-eval finds of a base and of adapters on it; its version is among the settings."""
 
-    version: int = 1
-    created: str
-    model: str
-    model_fingerprint: str
-    precision: str
-    settings: dict[str, str]
     base: Outside
     adapters: tuple[Outside, ...]
 
