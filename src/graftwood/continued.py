@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from graftwood.base import Base
@@ -54,7 +55,11 @@ class Examination:
             moved = compare(base.decoder, self._probe)
         engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
         after = judge.sit(
-            base, engine, self._paper, skills.score_all, lambda what: self._display.say(f"after training: {what}")
+            base,
+            engine,
+            self._paper,
+            partial(skills.score_again, before=self._before.scores),
+            lambda what: self._display.say(f"after training: {what}"),
         )
         card = Card(
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -136,7 +136,7 @@ def _put(
         with display.stage("text of the base itself, to measure drift"):
             probe = probe_for(base, engine)
         with _on(base, folder) as technique:
-            after = _ask(base, name, tasks, display)
+            after = _ask(base, name, before, display)
             moved = compare(base.decoder, probe)
         records[name] = after
         kept = skills.kept(before, after, moved, probe)
@@ -160,9 +160,9 @@ def _sitting(base: Base, settings: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _ask(base: Base, name: str, tasks: Sequence[Task], display: Display) -> list[Scores]:
+def _ask(base: Base, name: str, before: Sequence[Scores], display: Display) -> list[Scores]:
     engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
-    return skills.score_all(base, engine, lambda what: display.say(f"{name}: {what}"), tasks)
+    return skills.score_again(base, engine, lambda what: display.say(f"{name}: {what}"), before)
 
 
 @contextmanager

@@ -105,7 +105,7 @@ class Keeper(Looks):
             self._go(alpha)
             base = self._base
             engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
-            after = skills.score_all(base, engine, lambda what: None, [scores.task for scores in self._before])
+            after = skills.score_again(base, engine, lambda what: None, self._before)
             self._known[name] = decide(self._before, after, self._budget.kept, self._budget.worst)
             decisions = {alpha: decision.model_dump() for alpha, decision in self._known.items()}
             with storage(f"write {self._file}"):

@@ -84,7 +84,7 @@ def report(
     after = known.before
     if choice is None or choice.dial is not None:
         _save(job, out)
-        ask = partial(skills.score_all, tasks=known.tasks)
+        ask = partial(skills.score_again, before=known.before.scores)
         after = judge.sit(base, engine, paper, ask, lambda what: display.say(f"tuned model: {what}"))
     card = Card(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -113,7 +113,6 @@ class Known:
     """What was measured of the base for the report, and under a budget what decides."""
 
     before: judge.Sheet
-    tasks: Sequence[Task]
     probe: Expected
     deciding: Deciding | None = None
 
@@ -129,7 +128,7 @@ def measure_base(job: Job, out: Path, display: Display) -> Known:
         with display.stage("text of the base itself, to measure drift"):
             probe = probe_for(base, engine)
         if job.budget is None:
-            return Known(_base_sheet(job, engine, job.tasks, out, display), job.tasks, probe)
+            return Known(_base_sheet(job, engine, job.tasks, out, display), probe)
         decide, asked = (list(side) for side in zip(*map(halves, job.tasks), strict=True))
         before = _base_sheet(job, engine, asked, out, display)
         scores = skills.base_scores(base, engine, lambda what: display.say(f"base, to decide: {what}"), decide)
@@ -139,7 +138,7 @@ def measure_base(job: Job, out: Path, display: Display) -> Known:
                 f"{base.name} is at chance in every ability, so no share can be kept; give --keep none{more}"
             )
         decides, reports = probe.split(WINDOWS)
-        return Known(before, asked, reports, Deciding.by(base, job.valid, scores, decides))
+        return Known(before, reports, Deciding.by(base, job.valid, scores, decides))
 
 
 def _base_sheet(job: Job, engine: Engine, tasks: Sequence[Task], out: Path, display: Display) -> judge.Sheet:

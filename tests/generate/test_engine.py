@@ -98,6 +98,43 @@ def test_long_prompts_are_read_in_several_passes(tiny_decoder: Decoder, monkeypa
     assert [done.ids for done in found] == [greedily(tiny_decoder, prompt, 6) for prompt in prompts()]
 
 
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("batch", [1, 3, 16])
+@pytest.mark.parametrize("agreed", [0, 1, 5, 12])
+def test_a_draft_changes_nothing_but_the_passes(
+    agreed: int, batch: int, fast: bool, tiny_decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, sampling = Engine(tiny_decoder, eos=(), fast=fast), Sampling(max_tokens=12)
+    alone = engine.generate(prompts(), sampling, batch)
+    other = [[*done.ids[:agreed], *((index + 1) % 320 for index in done.ids[agreed:])] for done in alone]
+    drafts = [[], other[1][:3], other[2] * 2, *other[3:]]  # none, a short one, one that is longer than allowed
+    monkeypatch.setattr(engine_module, "_CHUNK", 7)
+    passes = 0
+    hidden = Decoder.hidden
+
+    def counted(decoder: Decoder, *given: Any, **named: Any) -> Tensor:
+        nonlocal passes
+        passes += 1
+        return hidden(decoder, *given, **named)
+
+    monkeypatch.setattr(Decoder, "hidden", counted)
+    assert engine.generate(prompts(), sampling, batch, drafts) == alone
+    if batch == 1:
+        right = [0, min(3, agreed), *[min(11, agreed)] * 5]
+        assert passes == sum(12 - count for count in right)
+
+
+def test_a_draft_goes_on_after_a_common_beginning_and_stops_where_the_model_stops(tiny_decoder: Decoder) -> None:
+    given = [[*prompts((12,))[0], *rest] for rest in prompts()]
+    free = Engine(tiny_decoder, eos=()).generate(given, Sampling(max_tokens=12))
+    engine = Engine(tiny_decoder, eos=(free[0].ids[6],))
+    alone = engine.generate(given, Sampling(max_tokens=12), 4)
+    assert alone[0] == Completion(free[0].ids[: free[0].ids.index(free[0].ids[6])], "", "stop")
+    assert engine.generate(given, Sampling(max_tokens=12), 4, [done.ids for done in free]) == alone
+    with pytest.raises(ConfigError, match="drafts are for greedy answers"):
+        engine.generate(given, Sampling(temperature=1.0), drafts=given)
+
+
 def test_a_sample_depends_on_seed_and_row_alone(tiny_decoder: Decoder) -> None:
     engine = Engine(tiny_decoder, eos=(), fast=False)
 

@@ -43,9 +43,12 @@ class Scores:
             yield {"task": self.task.name, "id": item.id} | own
 
 
-def score_task(base: Base, engine: Engine, task: Task) -> Scores:
-    """Ask every item of a task and judge the answers."""
-    return _generated(base, engine, task) if task.max_tokens else _weighed(base, task)
+def score_task(base: Base, engine: Engine, task: Task, before: Scores | None = None) -> Scores:
+    """Ask every item of a task and judge the answers.
+
+    What a model near to this one said `before` is read as a draft of what this one will say: no answer differs for it.
+    """
+    return _generated(base, engine, task, before) if task.max_tokens else _weighed(base, task)
 
 
 def work(base: Base, task: Task) -> tuple[int, int]:
@@ -87,14 +90,15 @@ def _shares(choices: list[Continuation]) -> np.ndarray[tuple[int], np.dtype[np.f
     return weights / weights.sum()
 
 
-def _generated(base: Base, engine: Engine, task: Task) -> Scores:
+def _generated(base: Base, engine: Engine, task: Task, before: Scores | None) -> Scores:
     """Answers that the model writes."""
     items = task.items()
     prompts = [_ids(base, task, item) for item in items]
     if task.kind == "code":
         passed, programs = solve(engine, task, prompts, ROWS)
         return Scores(task, tuple(passed), said=tuple(programs))
-    said = tuple(answers(engine, prompts, task.max_tokens))
+    drafts = base.tokenizer.encode_batch(before.said) if before else []
+    said = tuple(answers(engine, prompts, task.max_tokens, drafts))
     if task.kind == "program":
         right = (float(followed(item.checks, text)) for item, text in zip(items, said, strict=True))
     else:

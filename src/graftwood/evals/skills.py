@@ -22,14 +22,12 @@ from graftwood.model.expected import Expected
 MARGIN = 0.02  # a skill counts where the base's lower bound is this far above chance: what was never there is not lost
 
 
-def score_all(
-    base: Base, engine: Engine, note: Callable[[str], None], tasks: Sequence[Task] | None = None
-) -> list[Scores]:
-    """Every task, the registered ones where none are given; `note` is told which one is being asked."""
+def score_again(base: Base, engine: Engine, note: Callable[[str], None], before: Sequence[Scores]) -> list[Scores]:
+    """What the base was asked asked again of what became of it; `note` is told which task is being asked."""
     results = []
-    for task in TASKS.all().values() if tasks is None else tasks:
-        note(task.title)
-        results.append(score_task(base, engine, task))
+    for scores in before:
+        note(scores.task.title)
+        results.append(score_task(base, engine, scores.task, scores))
     return results
 
 

@@ -1,5 +1,8 @@
 """Generation: prompts are read packed, answers grow together a token a step, a row that ends makes room for the next.
 
+What a model will probably say can be handed in as a draft: it is read with the prompt in one pass and stands as far as
+the model would have said the same (arXiv 2211.17192, where a smaller model writes the draft).
+
 Letters: B rows that are growing, N tokens of all new prompts together, V vocabulary.
 """
 
@@ -8,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import Literal
 
 import torch
@@ -27,6 +30,8 @@ Finish = Literal["stop", "length"]
 _PREFILL_TOKENS = 4096
 # From here on it is quicker to read what prompts have in common apart: a system message, the words around a question.
 _SHARED_TOKENS = 8
+# Draft positions whose logits are held at a time.
+_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -72,14 +77,25 @@ class Engine:
                 return
             batch.step([])
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, batch: int = 16) -> list[Completion]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        batch: int = 16,
+        drafts: Sequence[Sequence[int]] = (),
+    ) -> list[Completion]:
         """A completion of each prompt, in their order, up to `batch` of them growing together.
 
-        Raises: GraftError for a prompt that leaves no room for an answer.
+        `drafts` are what probably follows each prompt; they change how long it takes, not what is said, and are for
+        plain greedy answers. Raises: GraftError for a prompt that leaves no room for an answer.
         """
         if batch < 1:
             raise ConfigError(f"batch={batch} is not 1 or more")
+        if drafts and (sampling.temperature or sampling.repetition_penalty != 1 or sampling.stop):
+            raise ConfigError("drafts are for greedy answers, without a repetition penalty and without stop strings")
         rows = self._rows(prompts, sampling)
+        for row, draft in zip(rows, drafts, strict=bool(drafts)):
+            row.expect(draft, self._eos)
         if not rows:
             return []
         # Neighbours of like length read fewer positions for each other; the longest come first, to fail or fit at once.
@@ -119,9 +135,19 @@ class _Row:
     ) -> None:
         self.prompt, self.total, self.generator = prompt, total, generator
         self.ids: list[int] = []
+        self.draft: Sequence[int] = ()
         self.text = ""
         self.finish: Finish | None = None
         self._stream = stream
+
+    @property
+    def seen(self) -> int:
+        """Tokens so far."""
+        return len(self.prompt) + len(self.ids)
+
+    def expect(self, draft: Sequence[int], eos: frozenset[int]) -> None:
+        """What probably follows, without the token that the model ends with itself."""
+        self.draft = list(takewhile(lambda index: index not in eos, draft[: self.total - len(self.prompt) - 1]))
 
     def take(self, index: int, eos: frozenset[int]) -> None:
         """Grow by one token, or end with it."""
@@ -130,7 +156,7 @@ class _Row:
         else:
             self.ids.append(index)
             self.text += "" if self._stream is None else self._stream.push(index)
-            if len(self.prompt) + len(self.ids) == self.total:
+            if self.seen == self.total:
                 self.finish = "length"
         if self._stream is not None:
             self.text += "" if self.finish is None else self._stream.end()
@@ -183,11 +209,29 @@ class _Batch:
         self._keep_growing()
 
     def _read(self, joining: Sequence[_Row]) -> Tensor:
-        """Hidden states at the prompts' last tokens, [rows, C]."""
-        lengths = [len(row.prompt) - self._begun for row in joining]
-        ids = self._tensor([[index for row in joining for index in row.prompt[self._begun :]]])
-        ends = self._tensor(lengths).cumsum(0) - 1
-        return self._plan.hidden(ids, documents=lengths, cache=self._cache)[0, ends]
+        """Hidden states at the last tokens that stand, the prompts' or those of their drafts, [rows, C]."""
+        place = len(self._cache.lengths)
+        texts = [[*row.prompt[self._begun :], *row.draft] for row in joining]
+        lengths = [len(text) for text in texts]
+        ids = self._tensor([[index for text in texts for index in text]])
+        hidden = self._plan.hidden(ids, documents=lengths, cache=self._cache)[0]
+        drafted = [
+            range(end - len(row.draft), end) for row, end in zip(joining, accumulate(lengths), strict=True)
+        ]  # where each draft lies in the pack
+        said = iter(self._said(hidden, [index - 1 for places in drafted for index in places]))
+        for row, places in zip(joining, drafted, strict=True):
+            would = [next(said) for _ in places]
+            for index, own in zip(row.draft, would, strict=True):
+                if index != own:
+                    break
+                row.take(index, self._eos)
+        self._cache.rewind(place, [row.seen for row in joining])
+        return hidden[[places.start - 1 + len(row.ids) for row, places in zip(joining, drafted, strict=True)]]
+
+    def _said(self, hidden: Tensor, places: Sequence[int]) -> list[int]:
+        """The likeliest token after each of these places."""
+        parts = hidden[places].split(_CHUNK) if places else ()
+        return [index for part in parts for index in self._plan.logits(part).argmax(-1).tolist()]
 
     def _seen(self) -> Tensor | None:
         """Which tokens the repetition penalty is for, [B, V]."""
@@ -224,7 +268,7 @@ def _next(waiting: deque[_Row], room: int) -> list[_Row]:
     chosen: list[_Row] = []
     tokens = 0
     while waiting and len(chosen) < room:
-        tokens += len(waiting[0].prompt)
+        tokens += len(waiting[0].prompt) + len(waiting[0].draft)
         if chosen and tokens > _PREFILL_TOKENS:
             break
         chosen.append(waiting.popleft())

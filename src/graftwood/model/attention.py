@@ -94,6 +94,10 @@ class KVCache:
             self._states[:, places, :, :filled] = self._states[:, sources, :, :filled]
         self.lengths = [self.lengths[row] for row in rows]
 
+    def rewind(self, first: int, lengths: Sequence[int]) -> None:
+        """Forget what the rows from `first` on saw after so many tokens of each."""
+        self.lengths[first:] = lengths
+
     def _scope(self, rows: Tensor, positions_BT: Tensor, **visibility: Any) -> Scope:
         groups = torch.arange(self.groups, device=positions_BT.device)
         slots = (rows.unsqueeze(-1) * self.groups + groups) * self.capacity + positions_BT.unsqueeze(-1)
