@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -33,3 +36,36 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_free_cores_are_between_none_and_all() -> None:
     assert 0 <= preparation._free_cores() <= (os.cpu_count() or 1) * 1.5
+
+
+_FAULTS = """
+import ctypes, resource
+{prepare}
+c = ctypes.CDLL(None)
+c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+for round in range(20):
+    if round == 4:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [c.malloc(16 << 20) for _ in range(8)]  # as many as a step frees at once
+    for block in blocks:
+        ctypes.memset(block, 1, 16 << 20)
+    for block in blocks:
+        c.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
+def test_freed_memory_is_used_again_without_asking_the_system() -> None:
+    prepare = "from graftwood.preparation import prepare; prepare(briefly=False)"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+
+    def faults(told: str, **env: str) -> int:
+        program = [sys.executable, "-c", _FAULTS.format(prepare=told)]
+        done = subprocess.run(program, env=clean | env, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    anew = faults("")
+    assert anew > 1000, "without it each round's pages are new ones"
+    assert faults(prepare) < anew / 10
+    assert faults(prepare, MALLOC_ARENA_MAX="2") > anew / 2, "a user who tunes malloc is left alone"

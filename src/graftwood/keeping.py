@@ -118,7 +118,7 @@ class Keeper(Looks):
 
     def settle(self) -> Settled:
         """The place that is shipped; what was certified is learned for the next run."""
-        settled = settle(self, self._deciding.base_loss, self._limit)
+        settled = settle(self, self._deciding.base_loss, self._budget.kept, self._limit)
         drifts = {look.alpha: look.drift for look in settled.looks}
         points = [(drifts[alpha], d.kept.low) for alpha, d in settled.decisions.items() if d.kept.low is not None]
         learn(self._base.fingerprint, tuple(points))

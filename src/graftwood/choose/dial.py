@@ -2,13 +2,14 @@
 
 Looking is cheap (loss on validation rows, drift on the base's own text) and steers; certifying asks the base's
 abilities again and decides. Going back along the way gives what was kept back before what was gained (arXiv
-2605.28819), so what fails is halved towards the base, where everything is kept.
+2605.28819). The lower bound of what is kept, certain at the base, falls along the way; where a straight line through
+what was certified meets the budget, the next certificate is tried.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +18,9 @@ from graftwood.evals.card import Decision
 GRID = (1.0, 0.75, 0.5)
 TRIES = 5
 LEAST = 0.1  # nearer to the base nothing is looked for
-CLOSE = 0.97  # of the best gain: what lies nearer to the base and has this much is as good
+CLOSE = 0.99  # of the best gain: what lies nearer to the base and has this much is as good
+LITTLE = 0.05  # of the best gain: where no more can be won, another certificate is not worth its seconds
+CAREFUL = 0.9  # of the way to where the line meets the budget: a bound is a draw, and a failure costs a certificate
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,13 @@ class Settled:
     shipped: float | None
 
 
-def settle(way: Way, base_loss: float, drift_limit: float | None = None, grid: Sequence[float] = GRID) -> Settled:
+def settle(
+    way: Way, base_loss: float, kept: float, drift_limit: float | None = None, grid: Sequence[float] = GRID
+) -> Settled:
     """The place nearest to the base that has nearly the most gain and passes, after at most `TRIES` certificates.
 
-    `drift_limit` is what earlier runs on this base say the budget allows: the first certificate is tried there when the
-    best place lies beyond it.
+    `kept` is the budget, a share; `drift_limit` is what earlier runs on this base say it allows: the first certificate
+    is tried there when the best place lies beyond it.
     """
     looks = {alpha: way.look(alpha) for alpha in grid}
     best = min(looks.values(), key=lambda look: look.loss)
@@ -62,21 +67,25 @@ def settle(way: Way, base_loss: float, drift_limit: float | None = None, grid: S
     decisions: dict[float, Decision] = {}
     if best.loss >= base_loss:
         return Settled(tuple(looks.values()), decisions, None)
+    most = base_loss - best.loss
     passed, failed = 0.0, math.inf
-    good = [look for look in looks.values() if base_loss - look.loss >= CLOSE * (base_loss - best.loss)]
-    target = min(good, key=lambda look: look.alpha)
+    target = min((look for look in looks.values() if base_loss - look.loss >= CLOSE * most), key=lambda at: at.alpha)
     alpha = _within(target, drift_limit)
+    lows: dict[float, float | None] = {0.0: 1.0}
     for _ in range(TRIES):
         if alpha not in looks:
             looks[alpha] = way.look(alpha)
+        if passed and looks[passed].loss - looks[alpha].loss <= LITTLE * most:
+            break
         decisions[alpha] = way.certify(alpha)
+        lows[alpha] = decisions[alpha].kept.low
         if decisions[alpha].passed:
             passed = alpha
-            if alpha >= target.alpha or base_loss - looks[alpha].loss >= CLOSE * (base_loss - best.loss):
+            if alpha >= target.alpha:
                 break
         else:
             failed = alpha
-        alpha = target.alpha if math.isinf(failed) else _between(passed, failed)
+        alpha = target.alpha if math.isinf(failed) else _between(passed, failed, lows, kept)
     gains = looks[passed].loss < base_loss if passed else False
     return Settled(tuple(sorted(looks.values(), key=lambda look: -look.alpha)), decisions, passed if gains else None)
 
@@ -88,7 +97,16 @@ def _within(target: Look, limit: float | None) -> float:
     return round(max(0.05, target.alpha * math.sqrt(limit / target.drift)), 4)
 
 
-def _between(passed: float, failed: float) -> float:
-    """The next place to try; far apart, ratios matter, since most of the gain is had early."""
-    middle = math.sqrt(passed * failed) if 0 < passed < failed / 2 else (passed + failed) / 2
-    return round(middle, 4)
+def _between(passed: float, failed: float, lows: Mapping[float, float | None], kept: float) -> float:
+    """The next place to try: short of where the bounds say that the budget is met; half-way where they say nothing.
+
+    A line that was wrong once is not trusted beyond half-way. Far apart, ratios matter for half-way, since most of the
+    gain is had early.
+    """
+    above, below = lows[passed], lows[failed]
+    if above is None or below is None or not below < kept < above:
+        middle = math.sqrt(passed * failed) if 0 < passed < failed / 2 else (passed + failed) / 2
+        return round(middle, 4)
+    share = CAREFUL * (above - kept) / (above - below)
+    most = 0.9 if len(lows) < 3 else 0.5
+    return round(passed + min(share, most) * (failed - passed), 4)
