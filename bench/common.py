@@ -24,7 +24,7 @@ from graftwood.runtime import machine
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 ASIDE = ROOT / "runs" / "bench"  # where records go that are no measurement: smoke runs, a machine that was not quiet
-QUIET = 0.1  # share of the machine's processor time that other programs may take
+QUIET = 0.1  # share of the processor time that other programs may take of what a measurement uses
 
 Turn = dict[str, Any]
 
@@ -141,13 +141,18 @@ def take_turns(sides: Sequence[Side], rounds: int) -> None:
             say(f"round {number + 1} of {rounds}: {side.module} took {told['wall_seconds']:.1f} s")
 
 
-def require_quiet_machine(seconds: float = 2.0) -> float | None:
+def most_of_others(threads: int) -> float:
+    """The share of the machine that other programs may take: the cores that no thread of ours needs, and a little."""
+    return QUIET + max(0.0, 1 - threads / (os.cpu_count() or 1))
+
+
+def require_quiet_machine(threads: int, seconds: float = 2.0) -> float | None:
     """Share of the machine that other programs take now. Raises: BenchError when that would spoil a measurement."""
     busy = _busy_seconds()
     time.sleep(seconds)
-    share = _share_of_others(busy, 0.0, seconds)
-    if share is not None and share > QUIET:
-        raise BenchError(f"other programs take {share:.0%} of this machine; wait until it is idle (limit {QUIET:.0%})")
+    share, most = _share_of_others(busy, 0.0, seconds), most_of_others(threads)
+    if share is not None and share > most:
+        raise BenchError(f"other programs take {share:.0%} of this machine; wait until it is idle (limit {most:.0%})")
     return share
 
 
@@ -166,7 +171,7 @@ def finish(
     """
     turns = [turn for group in sides.values() for side in group for turn in side.turns]
     shares = [turn["others_share"] for turn in turns if turn["others_share"] is not None]
-    counts = not given.smoke and (not needs_quiet or all(share <= QUIET for share in shares))
+    counts = not given.smoke and (not needs_quiet or all(share <= most_of_others(given.threads) for share in shares))
     target = (RESULTS if counts else ASIDE) / (file or f"{command.replace(' ', '_')}.json")
     record = {
         "command": f"python -m bench.{command}",
@@ -232,4 +237,4 @@ def _share_of_others(busy: float | None, own: float, wall: float) -> float | Non
     now = _busy_seconds()
     if busy is None or now is None:
         return None
-    return round(max(0.0, now - busy - own) / (wall * len(os.sched_getaffinity(0))), 3)
+    return round(max(0.0, now - busy - own) / (wall * (os.cpu_count() or 1)), 3)

@@ -40,7 +40,7 @@ def main() -> int:
     given = options(__doc__.splitlines()[0] if __doc__ else "", rounds=7).parse_args()
     need(given.peer_python, "transformers")
     has_llama = peer_has(given.peer_python, "llama_cpp")
-    before = None if given.smoke else require_quiet_machine()
+    before = None if given.smoke else require_quiet_machine(given.threads)
     new_tokens = 8 if given.smoke else NEW_TOKENS
     chosen = workload.examples(workload.open_model().encoder(), STREAMS)
     prompts = [[index for index, counts in zip(e.ids, e.answer, strict=True) if not counts] for e in chosen]

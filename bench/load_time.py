@@ -16,7 +16,7 @@ def main() -> int:
     """Measure and write `results/load_time.json`."""
     given = options(__doc__.splitlines()[0] if __doc__ else "", rounds=5).parse_args()
     need(given.peer_python, "transformers")
-    before = None if given.smoke else require_quiet_machine()
+    before = None if given.smoke else require_quiet_machine(given.threads)
     base = workload.open_model()  # the first time; the turns find it converted
     work = workload.setting(given.threads) | {"prompts": [base.tokenizer.encode("A quiet river.")]}
     modules = (("ours_load", sys.executable), ("hf_load", given.peer_python))

@@ -35,7 +35,7 @@ def main() -> int:
     file = given.corpora / "nottingham.abc"
     if not file.exists():
         raise BenchError(f"there is no {file}; give the folder it is in with --corpora")
-    before = None if given.smoke else require_quiet_machine()
+    before = None if given.smoke else require_quiet_machine(given.threads)
     corpus = file.read_text(encoding="utf-8")
     real = [tune for tune in corpus.split(SEPARATOR) if tune.strip()]
     seconds = 20 if given.smoke else SECONDS

@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("kind", choices=tuple(KINDS))
     parser.add_argument("--corpora", type=Path, default=shakespeare.CORPORA, help="folder with tinyshakespeare.txt")
     given = parser.parse_args()
-    before = None if given.smoke else require_quiet_machine()
+    before = None if given.smoke else require_quiet_machine(given.threads)
     with tempfile.TemporaryDirectory(prefix="graftwood-bench-") as folder:
         work = {"threads": given.threads, **shakespeare.write(Path(folder), given.corpora)}
         figures, sides = KINDS[given.kind](given, work)

@@ -45,13 +45,13 @@ def main() -> int:
     parser = options((__doc__ or "").splitlines()[0], rounds=1)
     parser.add_argument("--tasks", type=Path, default=PUBLIC, help="folder of the public tasks' rows")
     given = parser.parse_args()
-    before = None if given.smoke else require_quiet_machine()
+    before = None if given.smoke else require_quiet_machine(given.threads)
     write(TARGETS[TASK].read(given.tasks), WORK / "data")
     base = open_base(MODEL, place("cpu", "float32")).folder
     full = tuned("full", base, given.threads, "--technique", "full", "--keep", "none", "--skills", "piqa")
     raced = tuned("race", base, given.threads, "--keep", "95%", "--search").choice
     assert raced is not None, "a race leaves a choice"
-    after = None if given.smoke else require_quiet_machine()
+    after = None if given.smoke else require_quiet_machine(given.threads)
     figure = Figure(
         "search_cost_vs_full_run", raced.seconds / full.cost.train_seconds, "times a full fine-tune",
         "seconds of the race for 95%, training and certificates of all recipes",

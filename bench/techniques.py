@@ -77,7 +77,7 @@ def speed(given: argparse.Namespace) -> int:
     chosen = workload.examples(base.encoder(), 8 if given.smoke else 24)
     code = 0
     for name in wanted(given, "speed", [name for name in TECHNIQUES.names() if name not in NO_PEER]):
-        before = None if given.smoke else require_quiet_machine()
+        before = None if given.smoke else require_quiet_machine(given.threads)
         work = workload.tuning(base, given.threads, chosen, given.rounds) | {"technique": name, "options": {}}
         with tempfile.TemporaryDirectory() as folder:
             theirs = peer_work(work | workload.begin(base, work, Path(folder) / "adapter"), DEFAULT)
@@ -196,7 +196,7 @@ def in_short(card: Card) -> Mapping[str, Any]:
 
 def frozen(given: argparse.Namespace) -> int:
     """LoRA above a frozen lower part whose activations are kept on disk, beside LoRA everywhere: an epoch of each."""
-    before = None if given.smoke else require_quiet_machine()
+    before = None if given.smoke else require_quiet_machine(given.threads)
     base = workload.open_model()
     chosen = workload.examples(base.encoder(), 8 if given.smoke else 24)
     work = workload.tuning(base, given.threads, chosen, given.rounds)
@@ -220,7 +220,7 @@ def frozen(given: argparse.Namespace) -> int:
 
 def base(given: argparse.Namespace) -> int:
     """The base in less memory: what it holds, how far it is from float32, and LoRA's speed on it."""
-    before = None if given.smoke else require_quiet_machine()
+    before = None if given.smoke else require_quiet_machine(given.threads)
     opened = workload.open_model()
     chosen = workload.examples(opened.encoder(), 8 if given.smoke else 24)
     work = workload.tuning(opened, given.threads, chosen, given.rounds)

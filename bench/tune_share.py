@@ -15,7 +15,7 @@ from bench.common import Figure, Side, finish, options, require_quiet_machine, r
 def main() -> int:
     """Measure and write `results/tune_share.json`: a turn is one step, a matrix product timed before and after it."""
     given = options(__doc__.splitlines()[0] if __doc__ else "", rounds=9).parse_args()
-    before = None if given.smoke else require_quiet_machine()
+    before = None if given.smoke else require_quiet_machine(given.threads)
     base = workload.open_model()
     chosen = workload.examples(base.encoder(), 8 if given.smoke else 24)
     work = workload.tuning(base, given.threads, chosen, given.rounds) | {"steps_a_turn": 1, "sgemm_peak": True}

@@ -80,7 +80,7 @@ def main() -> int:
     parser.add_argument("kind", choices=("default", "best"), help="the peer's options")
     given = parser.parse_args()
     need(given.peer_python, "transformers", "peft", "accelerate")
-    before = None if given.smoke else require_quiet_machine()
+    before = None if given.smoke else require_quiet_machine(given.threads)
     base = workload.open_model()
     chosen = workload.examples(base.encoder(), 8 if given.smoke else 24)
     work = workload.tuning(base, given.threads, chosen, given.rounds)

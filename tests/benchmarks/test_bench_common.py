@@ -43,7 +43,7 @@ def folders(tmp_path, monkeypatch):
 
 
 def finish(others: float | None, smoke: bool = False, **more: object) -> int:
-    given = argparse.Namespace(smoke=smoke, threads=2, rounds=1)
+    given = argparse.Namespace(smoke=smoke, threads=common.os.cpu_count() or 1, rounds=1)
     return common.finish("command", given, [FIGURE], {"ours": [FakeSide(others_share=others)]}, **more)
 
 
@@ -79,12 +79,18 @@ def test_a_figure_that_time_does_not_change_may_come_from_a_busy_machine(folders
     assert (folders / "results" / "summary.json").exists()
 
 
-def test_a_machine_that_is_busy_is_refused(monkeypatch) -> None:
-    marks = iter([100.0, 100.0 + 0.5 * len(common.os.sched_getaffinity(0))])
-    monkeypatch.setattr(common, "_busy_seconds", lambda: next(marks))
+def test_a_machine_that_is_busy_is_refused_unless_a_core_is_left(monkeypatch) -> None:
+    monkeypatch.setattr(common.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(common.time, "sleep", lambda seconds: None)
+
+    def asked(threads: int) -> float | None:
+        marks = iter([100.0, 101.0])  # one of two cores is busy
+        monkeypatch.setattr(common, "_busy_seconds", lambda: next(marks))
+        return common.require_quiet_machine(threads, 1.0)
+
     with pytest.raises(common.BenchError, match="take 50% of this machine"):
-        common.require_quiet_machine(1.0)
+        asked(2)
+    assert asked(1) == 0.5
 
 
 def test_a_side_that_dies_says_why(monkeypatch) -> None:
