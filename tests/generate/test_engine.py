@@ -71,7 +71,7 @@ def test_what_all_prompts_begin_with_is_read_once(
         read.append(ids.numel())
         return hidden(decoder, ids, *rest, **named)
 
-    engine = Engine(tiny_decoder, eos=(), fast=fast)
+    engine = Engine(tiny_decoder, eos=(), fast=fast, lookup=False)
     monkeypatch.setattr(Decoder, "hidden", counted)
     found = engine.generate(given, Sampling(max_tokens=6), batch)
     # The shortest prompt keeps its last token for itself, so that there is a row to read.
@@ -104,7 +104,7 @@ def test_long_prompts_are_read_in_several_passes(tiny_decoder: Decoder, monkeypa
 def test_a_draft_changes_nothing_but_the_passes(
     agreed: int, batch: int, fast: bool, tiny_decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, sampling = Engine(tiny_decoder, eos=(), fast=fast), Sampling(max_tokens=12)
+    engine, sampling = Engine(tiny_decoder, eos=(), fast=fast, lookup=False), Sampling(max_tokens=12)
     alone = engine.generate(prompts(), sampling, batch)
     other = [[*done.ids[:agreed], *((index + 1) % 320 for index in done.ids[agreed:])] for done in alone]
     drafts = [[], other[1][:3], other[2] * 2, *other[3:]]  # none, a short one, one that is longer than allowed

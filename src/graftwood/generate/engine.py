@@ -1,7 +1,8 @@
 """Generation: prompts are read packed, answers grow together a token a step, a row that ends makes room for the next.
 
 What a model will probably say can be handed in as a draft: it is read with the prompt in one pass and stands as far as
-the model would have said the same (arXiv 2211.17192, where a smaller model writes the draft).
+the model would have said the same (arXiv 2211.17192, where a smaller model writes the draft). Where few rows grow, each
+has its next tokens guessed from its own text (see `lookup.py`), and says the same.
 
 Letters: B rows that are growing, N tokens of all new prompts together, V vocabulary.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from graftwood.data.tokenizers.bpe import BPETokenizer
 from graftwood.errors import ConfigError, GraftError
+from graftwood.generate.lookup import Lookup
 from graftwood.generate.packed import decode_plan, shadow
 from graftwood.generate.sampling import Sampling, choose, row_generator
 from graftwood.generate.stopping import TextStream
@@ -32,6 +34,8 @@ _PREFILL_TOKENS = 4096
 _SHARED_TOKENS = 8
 # Draft positions whose logits are held at a time.
 _CHUNK = 512
+# Tokens, said and guessed, up to which a pass takes little longer than over one.
+_GUESSED_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,22 @@ class Engine:
     """Generates with a decoder as it is now; make another after its weights change.
 
     `fast` decodes with packed weights where the machine has them (see `packed.py`); without it every product is the
-    decoder's own, and a row's logits are the same to float32 rounding whatever rows are beside it. `decode` turns ids
-    into text; without a tokenizer texts stay empty.
+    decoder's own, and a row's logits are the same to float32 rounding whatever rows are beside it. `lookup` guesses
+    ahead where few rows grow. `decode` turns ids into text; without a tokenizer texts stay empty.
     """
 
     def __init__(
-        self, decoder: Decoder, eos: Sequence[int], decode: BPETokenizer | None = None, fast: bool = True
+        self,
+        decoder: Decoder,
+        eos: Sequence[int],
+        decode: BPETokenizer | None = None,
+        fast: bool = True,
+        lookup: bool = True,
     ) -> None:
         self.decoder = decoder
         self._plan = decode_plan(decoder) if fast else shadow(decoder)
         self._eos = frozenset(eos)
-        self._tokenizer = decode
+        self._tokenizer, self._lookup = decode, lookup
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
         """Pieces of text as they become certain: no broken character, nothing of a stop string.
@@ -66,7 +75,7 @@ class Engine:
         """
         assert self._tokenizer is not None, "a stream of text needs a tokenizer"
         (row,) = self._rows([prompt], sampling)
-        batch = _Batch(self._plan, self._eos, sampling, 1, row.total)
+        batch = self._batch(sampling, 1, row.total)
         given = 0
         batch.step([row])
         while True:
@@ -100,11 +109,14 @@ class Engine:
             return []
         # Neighbours of like length read fewer positions for each other; the longest come first, to fail or fit at once.
         waiting = deque(sorted(rows, key=lambda row: -len(row.prompt)))
-        growing = _Batch(self._plan, self._eos, sampling, min(batch, len(rows)), max(row.total for row in rows))
+        growing = self._batch(sampling, min(batch, len(rows)), max(row.total for row in rows))
         growing.begin(_beginning(prompts))
         while waiting or growing.rows:
             growing.step(_next(waiting, growing.room))
         return [row.completion() for row in rows]
+
+    def _batch(self, sampling: Sampling, rows: int, capacity: int) -> _Batch:
+        return _Batch(self._plan, self._eos, sampling, rows, capacity, _GUESSED_TOKENS if self._lookup else 0)
 
     def _rows(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[_Row]:
         if sampling.stop and self._tokenizer is None:
@@ -139,6 +151,7 @@ class _Row:
         self.text = ""
         self.finish: Finish | None = None
         self._stream = stream
+        self._lookup: Lookup | None = None
 
     @property
     def seen(self) -> int:
@@ -155,6 +168,8 @@ class _Row:
             self.finish = "stop"
         else:
             self.ids.append(index)
+            if self._lookup is not None:
+                self._lookup.add(index)
             self.text += "" if self._stream is None else self._stream.push(index)
             if self.seen == self.total:
                 self.finish = "length"
@@ -162,6 +177,12 @@ class _Row:
             self.text += "" if self.finish is None else self._stream.end()
             if self._stream.stopped:
                 self.finish = "stop"
+
+    @property
+    def lookup(self) -> Lookup:
+        """What guesses this row's next tokens; the row's text is searched from the first time on."""
+        self._lookup = self._lookup or Lookup([*self.prompt, *self.ids])
+        return self._lookup
 
     def completion(self) -> Completion:
         assert self.finish is not None
@@ -171,9 +192,11 @@ class _Row:
 class _Batch:
     """Rows that grow together, in the order the cache has them."""
 
-    def __init__(self, plan: Decoder, eos: frozenset[int], sampling: Sampling, rows: int, capacity: int) -> None:
+    def __init__(
+        self, plan: Decoder, eos: frozenset[int], sampling: Sampling, rows: int, capacity: int, guessed: int
+    ) -> None:
         self.rows: list[_Row] = []
-        self._plan, self._sampling = plan, sampling
+        self._plan, self._sampling, self._guessed = plan, sampling, guessed
         self._eos = frozenset() if sampling.ignore_eos else eos
         with torch.inference_mode():
             self._cache = plan.new_cache(rows, capacity)
@@ -195,18 +218,48 @@ class _Batch:
     @torch.inference_mode()
     def step(self, joining: Sequence[_Row]) -> None:
         """One more token for every row, the first for those that join; rows that end leave."""
-        hidden = []
         if self.rows:
-            last = self._tensor([row.ids[-1:] for row in self.rows])
-            hidden.append(self._plan.hidden(last, cache=self._cache)[:, 0])
+            self._grow()
         if joining:
-            hidden.append(self._read(joining))
+            logits = self._plan.logits(self._read(joining))
+            for row, index in zip(joining, self._chosen(logits, joining), strict=True):
+                row.take(index, self._eos)
             self.rows += joining
-        logits = self._plan.logits(torch.cat(hidden))
-        chosen = choose(logits, self._sampling, [row.generator for row in self.rows], self._seen())
-        for row, index in zip(self.rows, chosen.tolist(), strict=True):
-            row.take(index, self._eos)
         self._keep_growing()
+
+    def _grow(self) -> None:
+        guesses = self._guesses()
+        ids = self._tensor([[row.ids[-1], *guess] for row, guess in zip(self.rows, guesses, strict=True)])
+        logits = self._plan.logits(self._plan.hidden(ids, cache=self._cache))
+        if ids.shape[1] == 1:
+            for row, index in zip(self.rows, self._chosen(logits[:, 0], self.rows), strict=True):
+                row.take(index, self._eos)
+            return
+        wrong = []
+        for row, guess, follows in zip(self.rows, guesses, logits, strict=True):
+            right = 0
+            # Each place is chosen for as if the one before had just been said, so that a draw is the same draw.
+            for place, own in enumerate([*guess, None]):
+                (index,) = self._chosen(follows[place : place + 1], [row])
+                row.take(index, self._eos)
+                if row.finish is not None or index != own:
+                    break
+                right += 1
+            row.lookup.heard(len(guess), right)
+            wrong.append(len(guess) - right)
+        self._cache.forget(0, wrong)
+
+    def _guesses(self) -> list[list[int]]:
+        """What may follow each row's last token, as much for every row."""
+        most = min(self._guessed // len(self.rows), self._cache.capacity - max(self._cache.lengths)) - 1
+        guesses = [row.lookup.guess(most) if most > 0 else [] for row in self.rows]
+        longest = max(map(len, guesses))
+        # A row without a guess of its own guesses anything: it is read beside the others all the same.
+        return [guess + [0] * (longest - len(guess)) for guess in guesses]
+
+    def _chosen(self, logits: Tensor, rows: Sequence[_Row]) -> list[int]:
+        found: list[int] = choose(logits, self._sampling, [row.generator for row in rows], self._seen(rows)).tolist()
+        return found
 
     def _read(self, joining: Sequence[_Row]) -> Tensor:
         """Hidden states at the last tokens that stand, the prompts' or those of their drafts, [rows, C]."""
@@ -219,13 +272,15 @@ class _Batch:
             range(end - len(row.draft), end) for row, end in zip(joining, accumulate(lengths), strict=True)
         ]  # where each draft lies in the pack
         said = iter(self._said(hidden, [index - 1 for places in drafted for index in places]))
+        wrong = []
         for row, places in zip(joining, drafted, strict=True):
             would = [next(said) for _ in places]
             for index, own in zip(row.draft, would, strict=True):
                 if index != own:
                     break
                 row.take(index, self._eos)
-        self._cache.rewind(place, [row.seen for row in joining])
+            wrong.append(len(places) - len(row.ids))
+        self._cache.forget(place, wrong)
         return hidden[[places.start - 1 + len(row.ids) for row, places in zip(joining, drafted, strict=True)]]
 
     def _said(self, hidden: Tensor, places: Sequence[int]) -> list[int]:
@@ -233,12 +288,12 @@ class _Batch:
         parts = hidden[places].split(_CHUNK) if places else ()
         return [index for part in parts for index in self._plan.logits(part).argmax(-1).tolist()]
 
-    def _seen(self) -> Tensor | None:
+    def _seen(self, rows: Sequence[_Row]) -> Tensor | None:
         """Which tokens the repetition penalty is for, [B, V]."""
         if self._sampling.repetition_penalty == 1:
             return None
-        seen = torch.zeros(len(self.rows), self._plan.config.vocab_size, dtype=torch.bool, device=self._plan.device)
-        for place, row in enumerate(self.rows):
+        seen = torch.zeros(len(rows), self._plan.config.vocab_size, dtype=torch.bool, device=self._plan.device)
+        for place, row in enumerate(rows):
             seen[place, [*row.prompt, *row.ids]] = True
         return seen
 

@@ -94,9 +94,10 @@ class KVCache:
             self._states[:, places, :, :filled] = self._states[:, sources, :, :filled]
         self.lengths = [self.lengths[row] for row in rows]
 
-    def rewind(self, first: int, lengths: Sequence[int]) -> None:
-        """Forget what the rows from `first` on saw after so many tokens of each."""
-        self.lengths[first:] = lengths
+    def forget(self, first: int, counts: Sequence[int]) -> None:
+        """Forget the last tokens that the rows from `first` on saw, so many of each."""
+        rows = zip(self.lengths[first:], counts, strict=True)
+        self.lengths[first:] = [length - count for length, count in rows]
 
     def _scope(self, rows: Tensor, positions_BT: Tensor, **visibility: Any) -> Scope:
         groups = torch.arange(self.groups, device=positions_BT.device)
