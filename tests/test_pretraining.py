@@ -94,7 +94,10 @@ def test_it_goes_on_from_a_new_model(trained: Path, text: Path, tmp_path: Path) 
     assert log[0]["eval_loss"] == pytest.approx(before["valid_loss"], abs=0.1)
     assert result.parameters == before["parameters"]
     assert (out / "model" / "model.safetensors").exists()
-    assert not (out / "report.json").exists(), "32 tokens at once are too few for its questions"
+    card = read_report(out)
+    assert not card.kept.skills, "32 tokens at once are too few for its questions"
+    assert any("items do not fit in 32 positions" in line for line in card.warnings)
+    assert card.kept.drift.value is not None
 
 
 def test_a_base_that_goes_on_learning_has_a_report_card(

@@ -47,14 +47,14 @@ class Ground:
 
         Without a number there are as many as a run of this `share` draws, so that few come twice: 48 to 192.
         """
-        base = self.base
+        base, room = self.base, self.technique.room(self.base.decoder)
         if windows is None:
             steps = Order(len(self.rows), self.plan.batch, self.plan.epochs, self.plan.seed).steps
-            drawn = steps * self.together(share, LENGTH)
+            drawn = steps * self.together(share, min(LENGTH, room))
             windows = next((some for some in _SETS if drawn < 1.5 * some), _SETS[-1])
         with base.decoder.without_deltas(), self.stage("text of the base itself, to hold on to"):
             engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
-            return remembered(base, engine, windows, REPLAY_SEED)
+            return remembered(base, engine, windows, REPLAY_SEED, room)
 
     def together(self, share: float, length: float) -> int:
         """How many texts of this many tokens a step reads so that they are such a share of its own tokens."""

@@ -43,7 +43,8 @@ def execute_each(job: Job, out: Path, display: Display, resume: bool) -> Card:
     mix = by_task(heldout, answer_losses(decoder, heldout))
     with decoder.without_deltas():
         losses = {"base": by_task(heldout, answer_losses(decoder, heldout)), "mix": mix}
-        gauge = judge.drift_gauge(base, probe_for(base, Engine(decoder, base.tokenizer.eos, base.tokenizer)))
+        engine = Engine(decoder, base.tokenizer.eos, base.tokenizer)
+        gauge = judge.drift_gauge(base, probe_for(base, engine, job.technique.room(decoder)))
     alone: dict[str, str] = {}
     for task in losses["base"]:
         display.say(f"{task} alone")

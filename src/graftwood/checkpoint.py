@@ -59,9 +59,7 @@ def load_adapter(base: Base, folder: Path) -> Technique:
 
     Raises: ConfigError for a type that is not read, or an adapter that was trained on another base.
     """
-    if not (folder / ADAPTER_CONFIG).exists():
-        raise ModelError(f"{folder} is no adapter folder: one has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
-    technique = _technique(_read(folder / ADAPTER_CONFIG), folder)
+    technique = read_technique(folder)
     notes = _read(folder / "graftwood.json") if (folder / "graftwood.json").exists() else {}
     recorded = notes.get("base_fingerprint", base.fingerprint)
     if recorded != base.fingerprint:
@@ -90,7 +88,11 @@ def _check_head(base: Base, folder: Path) -> None:
                 )
 
 
-def _technique(config: dict[str, Any], folder: Path) -> Technique:
+def read_technique(folder: Path) -> Technique:
+    """What an adapter folder was trained by. Raises: ModelError for no such folder, ConfigError for one not read."""
+    if not (folder / ADAPTER_CONFIG).exists():
+        raise ModelError(f"{folder} is no adapter folder: one has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
+    config = _read(folder / ADAPTER_CONFIG)
     kinds = TECHNIQUES.all().values()
     found = [kind for kind in kinds if kind.opens(config)]
     if not found:

@@ -14,8 +14,10 @@ from graftwood.data.encode import Example
 from graftwood.data.rows import Row
 from graftwood.evals import judge, skills
 from graftwood.evals.card import Card, Chosen, CurvePoint
+from graftwood.evals.fitting import fitting
 from graftwood.evals.report import write_report
 from graftwood.evals.retention import compare, probe_for
+from graftwood.evals.task import TASKS
 from graftwood.files import storage
 from graftwood.generate.engine import Engine
 from graftwood.progress import Display
@@ -23,7 +25,7 @@ from graftwood.train.loop import Trainer
 from graftwood.training import cost
 
 ROWS, LONGEST = 48, 256  # windows of each kind that are asked about, and their tokens
-POSITIONS = 128  # what a model must see at once for the report's questions to fit
+_NOTHING = "nothing is held out: nothing can be said about what was gained"
 
 
 class Examination:
@@ -37,10 +39,11 @@ class Examination:
             self._probe = probe_for(base, self._engine)
         held_out = [] if valid is None else _examples(base, valid)
         self._counts = {"train": len(train), "valid": 0 if valid is None else len(valid), "test": 0}
-        self._paper = judge.set_paper(base.encoder(LONGEST), _examples(base, train), held_out, [], seed)
-        self._before = judge.sit(
-            base, self._engine, self._paper, skills.base_scores, lambda what: display.say(f"base: {what}")
-        )
+        self._paper = judge.set_paper(base.encoder(), _examples(base, train), held_out, [], seed)
+        fits = fitting(base, list(TASKS.all().values()), base.decoder.context)
+        self._left_out = fits.left_out
+        ask = partial(skills.base_scores, tasks=fits.tasks)
+        self._before = judge.sit(base, self._engine, self._paper, ask, lambda what: display.say(f"base: {what}"))
         self._seconds = time.monotonic() - started
 
     @property
@@ -67,7 +70,7 @@ class Examination:
             model_fingerprint=base.fingerprint,
             data=data,
             data_rows=self._counts,
-            warnings=() if self._paper.heldout else ("nothing is held out: nothing can be said about what was gained",),
+            warnings=(*self._left_out, *(() if self._paper.heldout else (_NOTHING,))),
             gained=judge.gained(self._paper, self._before, after),
             kept=judge.kept(self._before, after, moved, self._probe),
             memory=judge.remembered(self._before, after),

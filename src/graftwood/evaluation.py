@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from graftwood.base import Base, open_base
-from graftwood.checkpoint import ADAPTER_CONFIG, load_adapter
+from graftwood.checkpoint import ADAPTER_CONFIG, load_adapter, read_technique
 from graftwood.errors import ConfigError, ModelError
 from graftwood.evals import lm_eval_tasks, skills
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Record
 from graftwood.evals.comparison import Evaluation, Judged, LmEvaluation, Outside, asked
+from graftwood.evals.fitting import fitting
 from graftwood.evals.given import find_tasks
 from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.sandbox import guard
@@ -130,11 +131,16 @@ def _put(
 ) -> tuple[Evaluation, dict[str, list[Scores]]]:
     """Ask the base, then each adapter: what was found, and what each of them said."""
     engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
-    before = skills.base_scores(base, engine, lambda what: display.say(f"base: {what}"), tasks)
+    # What one adapter has no room for is asked of nobody, so that all are asked the same.
+    room = min((read_technique(folder).room(base.decoder) for folder in folders), default=base.decoder.context)
+    fits = fitting(base, tasks, room)
+    for line in fits.left_out:
+        display.say(f"warning: {line}")
+    before = skills.base_scores(base, engine, lambda what: display.say(f"base: {what}"), fits.tasks)
     records, judged = {"base": before}, []
     for name, folder in zip(_names(folders), folders, strict=True):
         with display.stage("text of the base itself, to measure drift"):
-            probe = probe_for(base, engine)
+            probe = probe_for(base, engine, room)
         with _on(base, folder) as technique:
             after = _ask(base, name, before, display)
             moved = compare(base.decoder, probe)
@@ -145,6 +151,7 @@ def _put(
         **_sitting(base, settings),
         base=Judged(name=base.name, source=base.source, technique=None, tasks=asked(before), kept=None),
         adapters=tuple(judged),
+        left_out=fits.left_out,
     )
     return found, records
 

@@ -15,8 +15,10 @@ from graftwood.data.encode import Example, encode_rows
 from graftwood.data.mixture import MixedOrder, order_for
 from graftwood.data.sources import Splits
 from graftwood.draft import IN_MEMORY, Draft
+from graftwood.errors import ConfigError
 from graftwood.evals import canaries, judge
 from graftwood.evals.canaries import Canary
+from graftwood.evals.fitting import fitting
 from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display, duration, size
 from graftwood.train.below import rows_kept, rows_tried
@@ -62,7 +64,7 @@ def prepare(drafted: Draft, base: Base, display: Display) -> Job:
     """
     config, splits = _lasting(drafted.config, base), drafted.splits
     technique = drafted.technique.read(base.tokenizer.encode)
-    encoder = base.encoder(min(config.max_length, base.decoder.context - technique.positions))
+    encoder = base.encoder(min(config.max_length, technique.room(base.decoder)))
     train, valid, test = (encode_rows(encoder, rows) for rows in (splits.train, splits.valid, splits.test))
     technique.apply(base.decoder, config.seed)
     begins = narrow(drafted.anchors, base.decoder)
@@ -70,13 +72,18 @@ def prepare(drafted: Draft, base: Base, display: Display) -> Job:
     warnings += _describe_mixture(display, train, drafted.plan)
     secrets = canaries.made(config.canaries, config.seed)
     planted = tuple(encode_rows(encoder, canaries.planted(secrets, splits.train[0])))
+    if any(len(example.ids) + canaries.DIGITS > encoder.max_length for example in planted):
+        raise ConfigError(f"canaries do not fit in {encoder.max_length} tokens; leave out --canaries")
     if secrets:
         times = ", ".join(str(secret.repeats) for secret in secrets)
         display.say(f"canaries: {len(secrets)} planted as {len(planted)} training rows, repeated {times} times")
-    final = replace(drafted, config=config, technique=technique)
+    asked = fitting(base, drafted.tasks, technique.room(base.decoder))
+    for line in asked.left_out:
+        display.say(f"warning: {line}")
+    final = replace(drafted, config=config, technique=technique, tasks=asked.tasks)
     return Job(
-        **vars(final), base=base, train=train, valid=valid, test=test, warnings=warnings, begins=begins,
-        canaries=secrets, planted=planted,
+        **vars(final), base=base, train=train, valid=valid, test=test, begins=begins,
+        warnings=(*warnings, *asked.left_out), canaries=secrets, planted=planted,
     )  # fmt: skip
 
 
@@ -160,7 +167,7 @@ def preview(job: Job, display: Display) -> Forecast:
 
 def paper_of(job: Job) -> judge.Paper:
     """What is measured before and after."""
-    encoder = job.base.encoder(job.config.max_length)
+    encoder = job.base.encoder(job.technique.room(job.base.decoder))
     return judge.set_paper(encoder, job.train, job.valid, job.test, job.config.seed)
 
 

@@ -17,7 +17,7 @@ import torch
 from graftwood.base import Base
 from graftwood.checkpoint import save_model
 from graftwood.config import PretrainConfig, save_toml
-from graftwood.continued import POSITIONS, Examination
+from graftwood.continued import Examination
 from graftwood.corpora import prepare_corpus
 from graftwood.data.batch import Examples
 from graftwood.data.corpus import TOKENIZER, TRAIN, VALID, Corpus, Stream, Windows, open_corpus, verify
@@ -254,9 +254,6 @@ def execute(job: Job, expected: Forecast, out: Path, display: Display, resume: b
 def _examination(job: Job, display: Display) -> Examination | None:
     """What a base that goes on learning can do now; a new model can do nothing yet."""
     if job.config.model is None:
-        return None
-    if job.base.decoder.config.max_positions < POSITIONS:
-        display.say(f"no report card: its questions need {POSITIONS} tokens, {job.base.name} sees fewer at once")
         return None
     return Examination(job.base, job.train, job.valid, job.config.seed, display)
 

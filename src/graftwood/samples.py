@@ -23,12 +23,16 @@ VERSION = 2
 _TOGETHER = 48
 
 
-def remembered(base: Base, engine: Engine, windows: int, seed: int) -> Expected:
-    """So many of the base's samples with what it expected in them: drawn the first time, then from the cache."""
-    name = f"{base.fingerprint[:16]}-{base.decoder.precision}-v{VERSION}"
-    folder = cache_home() / "samples" / f"{name}-{windows}-{seed}"
+def remembered(base: Base, engine: Engine, windows: int, seed: int, room: int) -> Expected:
+    """So many of the base's samples with what it expected in them: drawn the first time, then from the cache.
+
+    They are shorter where who reads them has no room for `LENGTH` tokens.
+    """
+    name, length = f"{base.fingerprint[:16]}-{base.decoder.precision}-v{VERSION}", min(LENGTH, room)
+    shorter = "" if length == LENGTH else f"-{length}"
+    folder = cache_home() / "samples" / f"{name}-{windows}-{seed}{shorter}"
     if not folder.exists():
-        drawn = expect(base.decoder, sample_windows(base, engine, windows, LENGTH, seed))
+        drawn = expect(base.decoder, sample_windows(base, engine, windows, length, seed))
         with storage(f"write {folder}"), atomic_folder(folder) as work:
             save_file({"ids": drawn.ids, "words": drawn.words, "log_p": drawn.log_p}, work / "samples.safetensors")
     return Expected(**load_file(folder / "samples.safetensors"))

@@ -75,6 +75,10 @@ class Technique(BaseModel, ABC):
         """How many positions it takes before the first token of every text."""
         return 0
 
+    def room(self, decoder: Decoder) -> int:
+        """How many tokens a sequence may have beside them, whether the technique is on the decoder or not."""
+        return decoder.config.max_positions - self.positions
+
     def problems(self, decoder: Decoder) -> list[str]:
         """All that keeps these options from fitting this decoder, whose parameters may have no values."""
         return []

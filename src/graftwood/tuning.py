@@ -92,7 +92,7 @@ def report(
         model_fingerprint=base.fingerprint,
         data=", ".join(min(source, os.path.relpath(source), key=len) for source in job.config.sources),
         data_rows={"train": len(job.train), "valid": len(job.valid), "test": len(job.test)},
-        warnings=job.warnings,
+        warnings=(*job.warnings, *paper.left_out),
         gained=judge.gained(paper, known.before, after),
         tasks=judge.gained_by_task(paper, known.before, after),
         kept=judge.kept(known.before, after, moved, known.probe),
@@ -126,9 +126,15 @@ def measure_base(job: Job, out: Path, display: Display) -> Known:
     with base.decoder.without_deltas():
         engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
         with display.stage("text of the base itself, to measure drift"):
-            probe = probe_for(base, engine)
+            probe = probe_for(base, engine, job.technique.room(base.decoder))
         if job.budget is None:
             return Known(_base_sheet(job, engine, job.tasks, out, display), probe)
+        if not job.tasks:
+            room = job.technique.room(base.decoder)
+            raise ConfigError(
+                f"no ability of {base.name} can be measured in {room} positions, so no share can be kept; "
+                "give --keep none"
+            )
         decide, asked = (list(side) for side in zip(*map(halves, job.tasks), strict=True))
         before = _base_sheet(job, engine, asked, out, display)
         scores = skills.base_scores(base, engine, lambda what: display.say(f"base, to decide: {what}"), decide)

@@ -57,12 +57,12 @@ def numbered(base: Base, count: int, seed: int) -> list[Example]:
 def test_rows_learned_by_heart_stand_above_their_twins(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> None:
     base = open_base(str(tiny.model_folder(tmp_path / "tiny", tokenizer_files)), CPU)
     seen, unseen = numbered(base, 6, 100), numbered(base, 40, 500)
-    before = exposures(base, seen)
+    before = exposures(base, seen, 128)
     assert len(before) == 6
-    assert len(exposures(base, unseen)) == ROWS
-    assert 0.5 < np.mean([*before, *exposures(base, unseen)]) < 2.0, "by chance"
+    assert len(exposures(base, unseen, 128)) == ROWS
+    assert 0.5 < np.mean([*before, *exposures(base, unseen, 128)]) < 2.0, "by chance"
     base.decoder.requires_grad_(True)
     plan = tiny.plan(epochs=60.0, learning_rate=1e-2)
     list(Trainer(base.decoder, Examples(seen), Examples([]), plan, tmp_path / "steps").run())
-    assert np.mean(exposures(base, seen)) > 3.5
-    assert np.mean(exposures(base, unseen)) < 2.5
+    assert np.mean(exposures(base, seen, 128)) > 3.5
+    assert np.mean(exposures(base, unseen, 128)) < 2.5

@@ -214,19 +214,3 @@ def test_the_matrices_of_the_files_are_all_of_the_linears(family: str) -> None:
         else:
             assert ".experts." in path, "only experts have no matrix of their own in the files"
     assert sorted(seen) == sorted(decoder.linears())
-
-
-@noisy
-@pytest.mark.parametrize("family", ["gpt_oss"])
-def test_experts_have_no_modules_that_peft_would_find(family: str, folder: Path, tmp_path: Path) -> None:
-    base, technique = tuned(folder, rank=4, targets="q_proj,o_proj")
-    save_adapter(base, technique, tmp_path / "attention")
-    theirs = their_adapter(folder, tmp_path / "attention")
-    assert distance(logits(theirs), logits(base.decoder)) < 1e-5
-    base, technique = tuned(folder, rank=4)
-    save_adapter(base, technique, tmp_path / "all")
-    with pytest.raises(ValueError, match="not supported"):
-        their_adapter(folder, tmp_path / "all")
-    again = open_base(str(folder), CPU)
-    load_adapter(again, tmp_path / "all")
-    assert torch.equal(logits(again.decoder), logits(base.decoder))

@@ -186,7 +186,7 @@ def test_one_step_of_what_stands_before_the_text_gives_the_same_update(
         {"layers_to_transform": [0]},
         {"init_lora_weights": "pissa_niter_4"},
         {"a_field_of_next_year": 2},
-        {"exclude_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]},
+        {"exclude_modules": ["q_proj"], "trainable_token_indices": [3]},
     ],
     ids=str,
 )

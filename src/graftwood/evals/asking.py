@@ -58,6 +58,24 @@ def work(base: Base, task: Task) -> tuple[int, int]:
     return read, len(asked) * task.max_tokens * task.samples
 
 
+def needed(base: Base, task: Task) -> list[int]:
+    """By item the positions it takes to ask it whole and to have room for its answer.
+
+    A request's answer may be as long as the task allows; a program, which may be far longer than most are, must only
+    have room to begin.
+    """
+    asked = [len(_ids(base, task, item)) for item in task.items()]
+    if not task.max_tokens:
+        # The last token of a choice predicts nothing, so it is not read.
+        longest = [max(map(len, endings)) - 1 for endings in _choices(base, task)]
+    elif task.kind == "text":
+        answers = base.tokenizer.encode_batch([item.answer for item in task.items()])
+        longest = [min(task.max_tokens, len(answer) + 1) for answer in answers]
+    else:
+        longest = [1 if task.kind == "code" else task.max_tokens] * len(asked)
+    return [sum(both) for both in zip(asked, longest, strict=True)]
+
+
 def _weighed(base: Base, task: Task) -> Scores:
     """Answers that are there already and are weighed by their probability."""
     items = task.items()

@@ -48,10 +48,11 @@ class Sitting(Record):
 
 
 class Evaluation(Sitting):
-    """The whole of it."""
+    """The whole of it; `left_out` says what was asked of nobody, for want of positions."""
 
     base: Judged
     adapters: tuple[Judged, ...]
+    left_out: tuple[str, ...] = ()
 
 
 class Measured(Record):

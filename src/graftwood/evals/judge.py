@@ -14,6 +14,7 @@ from graftwood.data.rows import Row
 from graftwood.evals import skills, stats
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Compared, Estimate, Gained, Kept, Memory, Sample, TaskGained
+from graftwood.evals.fitting import too_long
 from graftwood.evals.memorisation import memory
 from graftwood.evals.metrics import METRICS, best_over_references, headline
 from graftwood.evals.retention import WINDOWS, Moved, compare
@@ -35,7 +36,8 @@ class Paper:
 
     `heldout` are examples for GAINED, from the split that `splits` names for their task; `asked` are those of their
     rows that have a prompt, which plain text has not. `train` and `valid` are equally many examples of each task for
-    MEMORY; `limits` bound an answer of each task in tokens. Rows of a task stand together.
+    MEMORY; `limits` bound an answer of each task in tokens. Rows of a task stand together. `room` is how many tokens a
+    sequence may have: rows whose prompt takes all of it are not asked.
     """
 
     splits: dict[str, str]
@@ -44,6 +46,14 @@ class Paper:
     train: tuple[Example, ...]
     valid: tuple[Example, ...]
     limits: dict[str, int]
+    room: int
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A line that says how many rows are not asked, where there are any."""
+        able = sum(bool(example.row.asked) for example in self.heldout)
+        what = "questions of held-out rows"
+        return (too_long(able - len(self.asked), able, self.room, what),) if able > len(self.asked) else ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -85,7 +95,8 @@ def set_paper(
 ) -> Paper:
     """Choose what is measured of each task: test rows where there are any, else validation rows; a sample where many.
 
-    What is measured in all is shared among the tasks, down to `FEWEST` rows for GAINED.
+    What is measured in all is shared among the tasks, down to `FEWEST` rows for GAINED. The encoder's longest row
+    is the room that both models have.
     """
     generator = random.Random(seed)
     tasks = list(dict.fromkeys(example.row.task for example in train)) or [""]
@@ -103,8 +114,10 @@ def set_paper(
         unseen += _some(validated, count, generator)
         longest = max((len(encoder.tokenizer.encode(answer_text(example.row))) for example in trained), default=64)
         limits[task] = min(longest + longest // 4 + 8, 256)
-    asked = tuple(example.row for example in heldout if example.row.asked)
-    return Paper(splits, tuple(heldout), asked, tuple(seen), tuple(unseen), limits)
+    room = encoder.max_length
+    able = (example.row for example in heldout if example.row.asked)
+    asked = tuple(row for row in able if 0 < len(encoder.prompt(row)) < room)
+    return Paper(splits, tuple(heldout), asked, tuple(seen), tuple(unseen), limits, room)
 
 
 def sit(
@@ -123,7 +136,7 @@ def sit(
     losses = answer_losses(base.decoder, paper.heldout)
     note("rows of the training set")
     train, valid = answer_losses(base.decoder, paper.train), answer_losses(base.decoder, paper.valid)
-    exposed = exposures(base, paper.train), exposures(base, paper.valid)
+    exposed = exposures(base, paper.train, paper.room), exposures(base, paper.valid, paper.room)
     return Sheet(tuple(said), losses, train, valid, ask_skills(base, engine, note), exposed)
 
 
@@ -134,7 +147,9 @@ def work(base: Base, paper: Paper, tasks: Sequence[Task]) -> tuple[int, int]:
     read += sum(len(encoder.prompt(row)) for row in paper.asked)
     read += sum(len(e.ids) for part in (paper.heldout, paper.train, paper.valid) for e in part)
     twins = sum(len(e.ids) + TWINS * e.answer_tokens for part in (paper.train, paper.valid) for e in part[:ROWS])
-    return read + twins + WINDOWS * LENGTH, written + sum(paper.limits[row.task] for row in paper.asked)
+    return read + twins + WINDOWS * min(LENGTH, paper.room), written + sum(
+        paper.limits[row.task] for row in paper.asked
+    )
 
 
 def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:

@@ -35,9 +35,12 @@ class Moved:
         return stats.mean(self.drift), stats.mean(self.agreement)
 
 
-def probe_for(base: Base, engine: Engine) -> Expected:
-    """The base's probe: sampled and scored the first time, read from the cache afterwards."""
-    return remembered(base, engine, WINDOWS, PROBE_SEED)
+def probe_for(base: Base, engine: Engine, room: int | None = None) -> Expected:
+    """The base's probe: sampled and scored the first time, read from the cache afterwards.
+
+    `room` are the positions of the models that will read it, by default those of the base as it is.
+    """
+    return remembered(base, engine, WINDOWS, PROBE_SEED, base.decoder.context if room is None else room)
 
 
 @torch.inference_mode()

@@ -22,7 +22,8 @@ def render(found: Evaluation, console: Console) -> None:
     for place, task in enumerate(found.base.tasks):
         about = f"{task.title}: {words.plural(task.items, 'item')}, chance {words.percent(task.chance)}"
         parts += [Text(words.one_line(about), "bold"), _scores(found, place)]
-    print_plainly(Group(*parts, *([_kept(found)] if found.adapters else [])), console)
+    left_out = [Text(words.one_line(line), "yellow") for line in found.left_out]
+    print_plainly(Group(*parts, *([_kept(found)] if found.adapters else []), *left_out), console)
 
 
 def render_lm_eval(found: LmEvaluation, console: Console) -> None:

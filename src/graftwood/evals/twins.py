@@ -28,8 +28,11 @@ _NAMES = (
 )  # fmt: skip
 
 
-def exposures(base: Base, examples: Sequence[Example], seed: int = 0) -> list[float]:
-    """Bits of exposure of the first `ROWS` rows that have a prompt and an answer with a name or number in it."""
+def exposures(base: Base, examples: Sequence[Example], room: int, seed: int = 0) -> list[float]:
+    """Bits of exposure of the first `ROWS` rows that have a prompt and an answer with a name or number in it.
+
+    Rows of which a twin is longer than `room` tokens are not among them.
+    """
     names = sorted({word for example in examples for word in _names(answer_text(example.row))})
     encoder = base.encoder()
     contexts: list[list[int]] = []
@@ -38,7 +41,7 @@ def exposures(base: Base, examples: Sequence[Example], seed: int = 0) -> list[fl
         answer = answer_text(example.row)
         made = twins(answer, names, random.Random(f"{seed} {answer}")) if example.row.asked else []
         context, endings = encoder.prompt(example.row), base.tokenizer.encode_batch([answer, *made])
-        fits = len(context) + max(map(len, endings)) <= base.decoder.context
+        fits = len(context) + max(map(len, endings)) <= room
         if made and fits and len(contexts) < ROWS:
             contexts.append(context)
             choices.append(endings)

@@ -37,6 +37,7 @@ class Architecture:
     `read` maps a Hugging Face `config.json` to sizes and refuses what the block does not compute; `write` is its
     inverse. `gguf_config` maps GGUF metadata (keys without the architecture's prefix) to such a `config.json`.
     `rules` and `gguf_rules` map file tensors to parameters; `unpacked` first turns quantised pairs of them into one.
+    `bare` are the ends of paths of linears that are no modules in transformers, where only their parameters have names.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Architecture:
     rules: tuple[Rule, ...] = ()
     gguf_rules: tuple[Rule, ...] = ()
     ignored: tuple[str, ...] = ()
+    bare: tuple[str, ...] = ()
     unpacked: Callable[[Iterator[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]] | None = None
 
 

@@ -23,7 +23,8 @@ _WEIGHT = ".weight"
 class Matrix:
     """A matrix by its path in the files, and the linears that hold its rows, by their own paths.
 
-    `columns` is true where the files store it as [in, out].
+    `columns` is true where the files store it as [in, out]. `parameter` is the name of what holds it in transformers
+    where no module does: of all experts of a layer, whose matrices lie in one tensor, the same.
     """
 
     path: str
@@ -31,6 +32,12 @@ class Matrix:
     config: ModelConfig
     rows: Transform = SAME
     columns: bool = False
+    parameter: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What it is called in transformers."""
+        return self.parameter or self.path
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,14 +72,25 @@ def matrices(decoder: Decoder) -> dict[str, Matrix]:
     """The matrices of the blocks by path, in the model's order: together they are `decoder.linears()`."""
     linears, config = decoder.linears(), decoder.config
     found: dict[str, Matrix] = {}
+    seen: set[str] = set()
     for path, linear in linears.items():
+        if path in seen:
+            continue
         rule, layer = rule_of(path + _WEIGHT, decoder.architecture.rules) or (None, "")
-        if rule is None or rule.transform is None or not rule.file.endswith(_WEIGHT):
-            found[path] = Matrix(path, {path: linear}, config)
+        if rule is None or rule.transform is None or not (rule.file.endswith(_WEIGHT) or rule.stacks):
+            bare = path.endswith(decoder.architecture.bare)
+            found[path] = Matrix(path, {path: linear}, config, parameter=path + _WEIGHT if bare else None)
             continue
         whole = rule.file.replace("{n}", layer).removesuffix(_WEIGHT)
-        members = (name.removesuffix(_WEIGHT) for name in rule.members(layer, config))
+        members = [name.removesuffix(_WEIGHT) for name in rule.members(layer, config)]
+        seen.update(members)
         rows = rule.transform.turned or rule.transform
+        if rule.stacks:
+            parent, _, leaf = whole.rpartition(".")
+            for expert in range(config.experts):
+                own, one = members[expert :: config.experts], f"{parent}.{expert}.{leaf}"
+                found[one] = Matrix(one, {name: linears[name] for name in own}, config, rows, parameter=whole)
+            continue
         found[whole] = Matrix(
             whole, {name: linears[name] for name in members}, config, rows, rule.transform.turned is not None
         )

@@ -26,7 +26,7 @@ Join = Callable[[Sequence[Tensor], ModelConfig], Tensor]
 class Transform:
     """A change of one file tensor into the parameters' values, and the change that undoes it.
 
-    `turned` is the change of a matrix's rows where the file stores it as [in, out].
+    `turned` is the change of a matrix's rows where the file stores it as [in, out], or several as [E, in, out].
     """
 
     forward: Split
@@ -54,6 +54,12 @@ class Rule:
         self.parameters = (parameters,) if isinstance(parameters, str) else tuple(parameters)
         self.transform = transform
         assert transform is not None or len(self.parameters) == 1, f"{file} needs a transform to become several"
+
+    @property
+    def stacks(self) -> bool:
+        """Whether the file's tensor holds matrices of all experts."""
+        turned = self.transform is not None and self.transform.turned is not None
+        return turned and "{e}" in self.parameters[0]
 
     def members(self, layer: str, config: ModelConfig) -> list[str]:
         """The parameters of a layer that the file's tensor holds, in the transform's order."""

@@ -78,7 +78,7 @@ def unmatched(targets: tuple[str, ...], among: Mapping[str, object], every: str,
     missing = [t for t in targets if targets != (every,) and not any(names(t, path) for path in among)]
     if not missing:
         return []
-    leaves = sorted({path.rpartition(".")[2] for path in among})
+    leaves = sorted({path.removesuffix(".weight").rpartition(".")[2] for path in among})
     hints = "".join(nearest(target, leaves) for target in missing)
     known = f"{', '.join(leaves) or 'none'}; or {every}"
     return [f"no {what} is called {', '.join(map(repr, missing))}.{hints} There are: {known}."]
@@ -94,16 +94,23 @@ def leaves(chosen: Collection[str], among: Iterable[str]) -> list[str]:
 
 
 def named(decoder: Decoder) -> dict[str, Matrix]:
-    """All that a target may name: the matrices of the files, and each linear of those that are several."""
+    """All that a target may name: the matrices of the files, and each linear of those that are several.
+
+    What has its name in transformers from a parameter goes by that, too.
+    """
     whole = matrices(decoder)
-    return whole | {path: alone for matrix in whole.values() for path, alone in matrix.alone().items()}
+    alone = {path: one for matrix in whole.values() for path, one in matrix.alone().items()}
+    return whole | alone | {matrix.key: matrix for matrix in whole.values()}
 
 
 def targeted(targets: tuple[str, ...], decoder: Decoder) -> dict[str, Matrix]:
     """What the targets name, in the model's order; what is named as a whole is not named again by its linears."""
     found: dict[str, Matrix] = {}
     for path, matrix in matrices(decoder).items():
-        found |= matched(targets, {path: matrix}, ALL_LINEAR) or matched(targets, matrix.alone(), ALL_LINEAR)
+        if matched(targets, {path: matrix, matrix.key: matrix}, ALL_LINEAR):
+            found[path] = matrix
+        else:
+            found |= matched(targets, matrix.alone(), ALL_LINEAR)
     return found
 
 
@@ -215,9 +222,9 @@ class LinearTechnique(Technique, ABC):
     def target_modules(self, decoder: Decoder) -> str | list[str]:
         """The targets as PEFT understands them."""
         stored = self.stored(decoder)
-        if all(whole for _, whole in stored):
-            # Of a mixture of experts PEFT's own `all-linear` means the attention alone.
-            if self.targets == (ALL_LINEAR,) and not decoder.config.experts:
+        # PEFT finds modules alone by a pattern or `all-linear`.
+        if all(whole and matrix.parameter is None for matrix, whole in stored):
+            if self.targets == (ALL_LINEAR,):
                 return ALL_LINEAR
             if len(self.targets) == 1 and _PATTERN.search(self.targets[0]):
                 return self.targets[0]

@@ -68,6 +68,7 @@ class DoRA(LoRA):
     trains: ClassVar[str] = "LoRA's two matrices and one length for each row of the weight"
     cost: ClassVar[str] = "LoRA's, and the lengths of all rows of each weight anew in every pass"
     kind: ClassVar[type[LoRADelta]] = DoRADelta
+    on_parameters: ClassVar[bool] = False
     tensors: ClassVar[Mapping[str, str]] = {**LoRA.tensors, "magnitude": "lora_magnitude_vector"}
 
     def problems(self, decoder: Decoder) -> list[str]:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear
-from graftwood.model.matrices import Matrix
-from graftwood.techniques._linear import LinearDelta, LinearTechnique, names, regular
-from graftwood.techniques._peft import options_from
+from graftwood.model.matrices import Matrix, matrices
+from graftwood.techniques._experts import Part, joined, parameter_names, parted, places
+from graftwood.techniques._linear import LinearDelta, LinearTechnique, leaves, listed, names, regular
+from graftwood.techniques._peft import PREFIX, options_from
 
 # How PEFT's other starts begin is no matter once A and B are there; those that also change the base's weights are
 # not among them, but for PiSSA, whose change follows from the base.
@@ -181,6 +182,7 @@ class LoRA(LinearTechnique):
     cost: ClassVar[str] = "two thin products more for each linear; no gradient of a whole matrix"
     peft_type: ClassVar[str | None] = "LORA"
     kind: ClassVar[type[LoRADelta]] = LoRADelta
+    on_parameters: ClassVar[bool] = True  # whether PEFT has it on what is no module, by `target_parameters`
     tensors: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
     peft: ClassVar[Mapping[str, str]] = {
         "r": "rank",
@@ -228,7 +230,7 @@ class LoRA(LinearTechnique):
     def problems(self, decoder: Decoder) -> list[str]:
         found = super().problems(decoder)
         chosen = self.matches(decoder)
-        sizes = {path: (self.scale_of(path)[0], matrix.shape) for path, matrix in chosen.items()}
+        sizes = {path: (self.scale_of(matrix.key)[0], matrix.shape) for path, matrix in chosen.items()}
         small = sorted(
             {f"rank {r} is above the size of {path} {list(s)}" for path, (r, s) in sizes.items() if r > min(s)}
         )
@@ -242,7 +244,7 @@ class LoRA(LinearTechnique):
         unused = [
             key
             for key in (*self.rank_pattern, *self.alpha_pattern)
-            if not any(re.match(rf"(.*\.)?({key})$", path) for path in chosen)
+            if not any(re.match(rf"(.*\.)?({key})$", matrix.key) for matrix in chosen.values())
         ]
         if unused:
             found.append(f"rank_pattern and alpha_pattern name no targeted linear with {', '.join(map(repr, unused))}")
@@ -250,8 +252,8 @@ class LoRA(LinearTechnique):
 
     def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, LinearDelta]:
         made: dict[str, LinearDelta] = {}
-        for path, matrix in self.matches(decoder).items():
-            rank, scale = self.scale_of(path)
+        for matrix in self.matches(decoder).values():
+            rank, scale = self.scale_of(matrix.key)
             deltas = [self.kind(linear, rank, scale, self.dropout, generator) for linear in matrix.linears.values()]
             if self.start == "pissa":
                 a, b = principal(matrix.weight(), rank, scale)
@@ -266,7 +268,7 @@ class LoRA(LinearTechnique):
         if not whole:
             return stacked(matrix)
         parts = [delta.parts() for delta in deltas if isinstance(delta, LoRADelta)]
-        return parts[0][0], matrix.join([b for _, b in parts]), self.scale_of(matrix.path)[1]
+        return parts[0][0], matrix.join([b for _, b in parts]), self.scale_of(matrix.key)[1]
 
     def gathered(self, matrix: Matrix, whole: bool) -> dict[str, Tensor]:
         if whole:
@@ -280,12 +282,62 @@ class LoRA(LinearTechnique):
         else:
             unstack(matrix, values["lora_A"], values["lora_B"])
 
+    def parts(self, decoder: Decoder) -> list[tuple[str, list[Matrix], list[Part | None]]]:
+        """What the file holds: the beginning of names, the matrices there, and the update of each that has one."""
+        whole = {matrix.path: whole for matrix, whole in self.stored(decoder)}
+
+        def part(matrix: Matrix) -> Part | None:
+            if matrix.path not in whole:
+                return None
+            if not whole[matrix.path]:
+                return stacked(matrix)
+            values = self.gathered(matrix, True)
+            return values["lora_A"].detach(), values["lora_B"].detach(), self.scale_of(matrix.key)[1]
+
+        groups = places(decoder, whole).items()
+        return [(place, group, [part(matrix) for matrix in group]) for place, group in groups]
+
+    def files(self, decoder: Decoder) -> dict[str, Tensor]:
+        if not self.on_parameters:
+            return super().files(decoder)
+        return {
+            f"{PREFIX}{place}.{ending}": tensor
+            for place, _, parts in self.parts(decoder)
+            for ending, tensor in zip(self.tensors.values(), joined(parts)[:2], strict=True)
+        }
+
+    @torch.no_grad()
+    def scatter(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
+        if not self.on_parameters:
+            return super().scatter(decoder, tensors)
+        chosen = self.matches(decoder)
+        for place, group, parts in self.parts(decoder):
+            a, b = (tensors[f"{PREFIX}{place}.{ending}"] for ending in self.tensors.values())
+            touched = (matrix for matrix, part in zip(group, parts, strict=True) if part is not None)
+            for matrix, (own_a, own_b) in zip(touched, parted(a, b, parts), strict=True):
+                self.spread(matrix, matrix.path in chosen, {"lora_A": own_a, "lora_B": own_b})
+        return None
+
     def rates(self, decoder: Decoder) -> dict[str, float]:
         return {name: self.b_rate for name in decoder.trained() if name.endswith("lora_B") and self.b_rate != 1}
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:
         start = "pissa" if self.start == "pissa" else True
-        return super().describe(decoder) | self.patterns(decoder) | {"bias": "none", "init_lora_weights": start}
+        fields = super().describe(decoder) | self.patterns(decoder) | {"bias": "none", "init_lora_weights": start}
+        whole = matrices(decoder).values()
+        bare = {matrix.key for matrix, _ in self.stored(decoder) if matrix.parameter and self.on_parameters}
+        if not bare:
+            return fields
+        among = {matrix.key for matrix in whole if matrix.parameter}
+        names = parameter_names(bare, among, decoder.architecture.names.blocks)
+        # PEFT opens no folder with dropout there, which is over once it is trained.
+        return fields | {"target_parameters": names, "lora_dropout": 0.0}
+
+    def target_modules(self, decoder: Decoder) -> str | list[str]:
+        stored = [matrix for matrix, _ in self.stored(decoder)]
+        if not self.on_parameters or all(matrix.parameter is None for matrix in stored):
+            return super().target_modules(decoder)
+        return leaves([matrix.path for matrix in stored if matrix.parameter is None], matrices(decoder))
 
     def patterns(self, decoder: Decoder) -> dict[str, Any]:
         """Ranks and alphas of the files' matrices: those of single linears add up to a matrix's."""
@@ -293,12 +345,10 @@ class LoRA(LinearTechnique):
         if all(whole for _, whole in stored):
             return {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
         ranks, alphas = {}, {}
-        for matrix, whole in stored:
-            rank, scale = self.scale_of(matrix.path)
-            if not whole:
-                a, _, scale = stacked(matrix)
-                rank = len(a)
-            ranks[matrix.path], alphas[matrix.path] = rank, scale * (math.sqrt(rank) if self.rslora else rank)
+        for _, group, parts in self.parts(decoder):
+            a, _, scale = joined(parts)
+            key, rank = group[0].key, len(a) // len(group)
+            ranks[key], alphas[key] = rank, scale * (math.sqrt(rank) if self.rslora else rank)
         return {"rank_pattern": by_name(ranks, self.rank), "alpha_pattern": by_name(alphas, self.alpha)}
 
     @classmethod
@@ -308,8 +358,12 @@ class LoRA(LinearTechnique):
     @classmethod
     def from_peft(cls, config: Mapping[str, Any]) -> Self:
         given = config.get("init_lora_weights", True)
-        odd = [] if config.get("target_modules") else ["target_modules"]
+        bare = tuple(config.get("target_parameters") or ()) if cls.on_parameters else ()
+        odd = [] if config.get("target_modules") or bare else ["target_modules"]
         known = isinstance(given, bool | str | None) and given in _STARTS
         odd += [] if known else ["init_lora_weights"]
-        options = options_from(cls.title, config, cls.peft, (*cls.peft_past, "use_dora", "fan_in_fan_out"), odd)
+        past = (*cls.peft_past, "use_dora", "fan_in_fan_out", *(["target_parameters"] if bare else []))
+        options = options_from(cls.title, config, cls.peft, past, odd)
+        if bare:
+            options["targets"] = (*listed(options.get("targets") or ()), *bare)
         return cls.parse({"rank": 8, "alpha": 8, "start": _STARTS[given]} | options)

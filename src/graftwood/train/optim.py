@@ -69,7 +69,13 @@ class Optimiser:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """One step along the gradients."""
+        """One step along the gradients.
+
+        What a batch did not reach, as an expert that no token chose, has a gradient of zero: moments and decay go on.
+        """
+        for parameter in self._trained.values():
+            if parameter.grad is None and parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = learning_rate * group["share"]

@@ -20,7 +20,7 @@ from graftwood.model.attention import Attention
 from graftwood.model.blocks import PreNormBlock, rms_norm
 from graftwood.model.config import ModelConfig
 from graftwood.model.experts import ALPHA, LIMIT, Mixture
-from graftwood.model.rules import Rule, Transform
+from graftwood.model.rules import SAME, Rule, Transform
 
 _YARN = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
 _DEFAULTS = {"head_dim": 64, "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "max_position_embeddings": 131_072}
@@ -93,8 +93,16 @@ def _interleave(parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
     return torch.stack((gates, ups), dim=-1).flatten(-2)
 
 
-_GATE_UP = Transform(_interleaved, _interleave)
-_DOWN = Transform(lambda file, config: [e.T for e in file], lambda parts, config: torch.stack([p.T for p in parts]))
+# The rows of one expert's gate and up in turn.
+_IN_TURN = Transform(
+    lambda file, config: (file[0::2], file[1::2]), lambda parts, config: torch.stack(list(parts), dim=1).flatten(0, 1)
+)
+_GATE_UP = Transform(_interleaved, _interleave, turned=_IN_TURN)
+_DOWN = Transform(
+    lambda file, config: [expert.T for expert in file],
+    lambda parts, config: torch.stack([part.T for part in parts]),
+    turned=SAME,
+)
 _STACKED = Transform(lambda file, config: file.unbind(), lambda parts, config: torch.stack(list(parts)))
 _GATE_UP_BIAS = Transform(
     lambda file, config: [*file[:, 0::2], *file[:, 1::2]],
@@ -117,6 +125,7 @@ GPT_OSS = Architecture(
     block=lambda config, layer: PreNormBlock(config, Attention(config, layer, sinks=True), Mixture(config)),
     norm=rms_norm,
     gguf_config=gguf_config,
+    bare=("mlp.router",),
     rules=(
         Rule(f"{_EXPERTS}.gate_up_proj", _each("weight", "gate_proj", "up_proj"), _GATE_UP),
         Rule(f"{_EXPERTS}.gate_up_proj_bias", _each("bias", "gate_proj", "up_proj"), _GATE_UP_BIAS),
