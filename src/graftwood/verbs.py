@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from graftwood.flags import JsonFlag, pretrain_signature
+from graftwood.commands import Commands
+from graftwood.flags import JsonFlag, check_dry, pretrain_signature, seed_option
 
 Given = Annotated[
     list[str], typer.Argument(help="text or JSONL files (.gz and .zst too), folders, patterns, - for stdin")
@@ -19,9 +20,9 @@ Vocab = Annotated[
 ]
 Separator = Annotated[str | None, typer.Option("--separator", help="what stands between documents of a text file")]
 HeldOut = Annotated[float, typer.Option("--held-out", help="share that is held out, at most 10 MB")]
-Seed = Annotated[int, typer.Option("--seed", help="seed of what is held out")]
+Seed = Annotated[int, seed_option("seed of what is held out")]
 
-tokenizer = typer.Typer(help="Make tokenizers.", no_args_is_help=True, rich_markup_mode=None)
+tokenizer = Commands(help="Make tokenizers.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def register(app: typer.Typer) -> None:
@@ -99,6 +100,7 @@ def _pretrain(**given: Any) -> None:
     from graftwood.run import dry_pretrain, pretrain_with
 
     file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
+    check_dry(dry, resume)
     config = read_config(PretrainConfig, file, given | {"separator": _text(given["separator"])})
     display = Display()
     if dry:
