@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -267,6 +268,18 @@ def test_generate_reads_prompts_and_writes_json_lines(graft: Graft, tmp_path: Pa
     assert f"{prompts}:1" in graft("generate", "--model", tiny_hf_folder, "--file", prompts).error
 
 
+def test_ctrl_c_is_said(graft: Graft, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pressed(io.StringIO):
+        def isatty(self) -> bool:
+            return False
+
+        def read(self, size: int | None = -1) -> str:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Pressed())
+    assert graft("generate") == Said(130, "", "graft: stopped\n")
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     def broken() -> None:
         raise ZeroDivisionError
@@ -302,6 +315,8 @@ def test_the_program_itself() -> None:
         (("eval", "tiny", "-t", "-1"), "temperature -1 is not 0 (greedy) or more"),
         (("eval", "tiny", "-t", "nan"), "temperature nan is not 0 (greedy) or more"),
         (("generate", "-n", "0", "hi"), "max_tokens=0 is not 1 or more"),  # the default base is not fetched for it
+        (("tune", "."), "cannot read the run file .: Is a directory"),
+        (("tune", __file__), "a run file is TOML, data are given with --data"),
         (("tune", "--data", "nowhere.jsonl"), "no such file or folder: nowhere.jsonl"),
         (("tune", "--data", "x", "--epochs", "1e300"), "epochs=1e+300: input should be less than or equal to 1000000"),
         (("tune", "--data", "x", "--lr", "1e30"), "lr=1e+30: input should be less than or equal to 100"),

@@ -32,6 +32,13 @@ class Command(TyperCommand):
                 ctx.fail(f"{name} is empty; give it a value or leave it out.")
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; a Ctrl-C comes out as `Abort`, whatever typer's version makes of it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
+
     def get_short_help_str(self, limit: int = _WHOLE) -> str:
         """The first sentence, uncut."""
         return super().get_short_help_str(max(limit, _WHOLE))

@@ -235,8 +235,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no run file {path}; without one, give the data with --data") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the run file {path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        more = "" if path.suffix == ".toml" else "; a run file is TOML, data are given with --data"
+        raise ConfigError(f"{path} is not valid TOML: {error}{more}") from None
 
 
 def save_toml(config: BaseModel, path: Path) -> None:
