@@ -127,3 +127,17 @@ def test_what_is_no_text_or_no_rows(
     code, _, lines = graft(capsys, *(word.format(**names) for word in words), "--out", tmp_path / "out")
     assert code == 2
     assert said.format(**names) in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--gpus", "²xA100-80GB"), "--gpus ²xA100-80GB is not a number and a GPU"),
+        (("--gpus", "8xA100-80GB", "--tokens", "²"), "'²' is not a count"),
+        (("--gpus", "8xA100-80GB", "--tokens", "0"), "'0' is not a count"),
+    ],
+)
+def test_what_is_no_number(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, lines = graft(capsys, "plan", "gpt3-175b", *words)
+    assert code == 2
+    assert said in lines[-1]

@@ -133,7 +133,7 @@ def plan(
     from graftwood.errors import ConfigError
 
     number, _, gpu = gpus.partition("x")
-    if not number.isdigit() or not int(number) or not gpu:
+    if not number.isdecimal() or not int(number) or not gpu:
         raise ConfigError(f"--gpus {gpus} is not a number and a GPU; write 1024xA100-80GB or the like")
     shape, positions = planner.published_shape(model)
     length = sequence or positions
@@ -166,7 +166,7 @@ def _count(given: str | None) -> int | None:
     if given is None:
         return None
     value = count(given)
-    if not str(value).isdigit() or int(str(value)) < 1:
+    if not str(value).isdecimal() or int(str(value)) < 1:
         raise ConfigError(f"{given!r} is not a count; write 4096, 64M or the like")
     return int(str(value))
 
