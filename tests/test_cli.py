@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -267,6 +268,18 @@ def test_generate_reads_prompts_and_writes_json_lines(graft: Graft, tmp_path: Pa
     assert f"{prompts}:1" in graft("generate", "--model", tiny_hf_folder, "--file", prompts).error
 
 
+def test_ctrl_c_is_said(graft: Graft, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pressed(io.StringIO):
+        def isatty(self) -> bool:
+            return False
+
+        def read(self, size: int | None = -1) -> str:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Pressed())
+    assert graft("generate") == Said(130, "", "graft: stopped\n")
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     def broken() -> None:
         raise ZeroDivisionError
@@ -283,3 +296,95 @@ def test_the_program_itself() -> None:
     assert done.stderr.splitlines() == [
         "graft: no report in nowhere: report.json is missing. Give the folder of a finished run."
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("tune", "--data", ""), "--data is empty; give it a value"),
+        (("show", " "), "run is empty"),
+        (("tune", "--rank", "4", "--set", "rank=8"), "rank is given by --set and by its own flag"),
+        (("tune", "--set", "start=zero", "--set", "start=pissa"), "start is given twice"),
+        (("tune", "--set", "=3"), "'=3' is not key=value"),
+        (("tune", "--dry-run", "--resume"), "leave one out"),
+        (("tune", "--data", "x", "--bach", "3"), "graft tune --help"),
+        (("tokenizer", "trian"), "Did you mean 'train'? (graft tokenizer --help"),
+        (("generate", "--seed", "-1", "hi"), "--seed"),
+        (("eval", "tiny", "--seed", "-1"), "--seed"),
+        (("eval", "tiny", "-t", "-1"), "temperature -1 is not 0 (greedy) or more"),
+        (("eval", "tiny", "-t", "nan"), "temperature nan is not 0 (greedy) or more"),
+        (("generate", "-n", "0", "hi"), "max_tokens=0 is not 1 or more"),  # the default base is not fetched for it
+        (("tune", "."), "cannot read the run file .: Is a directory"),
+        (("tune", __file__), "a run file is TOML, data are given with --data"),
+        (("tune", "--data", "nowhere.jsonl"), "no such file or folder: nowhere.jsonl"),
+        (("tune", "--data", "x", "--epochs", "1e300"), "epochs=1e+300: input should be less than or equal to 1000000"),
+        (("tune", "--data", "x", "--lr", "1e30"), "lr=1e+30: input should be less than or equal to 100"),
+        (("tune", "--data", "x", "--alpha", "nan"), "options.alpha=nan: input should be a finite number"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_fetched(
+    graft: Graft, words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
+    done = graft(*words)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.error
+    assert "pip" not in done.error
+
+
+@pytest.mark.parametrize("verb", ["export", "merge", "tokenizer train", "prepare"])
+def test_a_file_is_no_folder_to_write(
+    graft: Graft, rows: Path, tmp_path: Path, tiny_hf_folder: Path, verb: str
+) -> None:
+    given = rows if verb in ("tokenizer train", "prepare") else tiny_hf_folder
+    said = graft(*verb.split(), given, "--out", rows, *(("--model", tiny_hf_folder) if verb == "merge" else ()))
+    assert said.code == 2
+    assert said.err.endswith(f"graft: {rows} is a file; give a new folder with --out\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "holds no prompt"),
+        (b"\n \n", "holds no prompt"),
+        (b"caf\xe9", "is not UTF-8 at byte 4"),
+        (None, "cannot read the prompt file"),
+    ],
+)
+def test_prompt_files_that_are_none(graft: Graft, tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.mkdir() if content is None else path.write_bytes(content)
+    done = graft("generate", "--file", path)
+    assert done.code == 2
+    assert said in done.error
+
+
+@pytest.mark.parametrize(
+    ("config", "said"), [('{"a":', "is not valid JSON"), ("[1]", "not an object"), ("{}", "of which base it is")]
+)
+def test_merge_of_a_damaged_adapter(graft: Graft, tmp_path: Path, config: str, said: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(config, encoding="utf-8")
+    done = graft("merge", tmp_path, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert said in done.error
+    assert str(tmp_path / "adapter_config.json") in done.error
+
+
+def test_help_cuts_no_sentence(graft: Graft, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert "..." not in graft("--help").out.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ("techniques | head -1", 0, ""),
+        ("techniques > /dev/full", 2, "graft: cannot write: No space left on device"),
+        ("techniques >&-", 0, ""),
+        ("generate <&-", 2, "graft: no prompt: stdin is empty; give one as an argument, with --file, or on stdin"),
+    ],
+)
+def test_streams_that_are_closed_or_full(shell: str, code: int, said: str) -> None:
+    command = f"set -o pipefail; {sys.executable} -m graftwood {shell}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (code, said)

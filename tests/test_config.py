@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from graftwood.config import RunConfig, read_toml, resolve, save_toml
 from graftwood.errors import ConfigError
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 shares = st.floats(0, 1, exclude_max=True)
-positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+rates = st.floats(0, 100, exclude_min=True)
 option = st.one_of(
     texts,
     st.integers(-(2**63), 2**63 - 1),
@@ -31,10 +31,10 @@ configs = st.builds(
     technique=texts,
     valid=st.none() | texts,
     held_out=shares,
-    lr=st.none() | positive,
-    weight_decay=st.none() | st.floats(min_value=0, allow_infinity=False),
+    lr=st.none() | rates,
+    weight_decay=st.none() | st.floats(0, 100),
     batch=st.integers(1, 10**6),
-    epochs=positive,
+    epochs=st.floats(0, 10**6, exclude_min=True),
     warmup=shares,
     seed=st.integers(0, 2**32 - 1),
     options=st.dictionaries(st.from_regex(r"[a-z][a-z_0-9]{0,9}", fullmatch=True), option, max_size=3),

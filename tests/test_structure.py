@@ -47,10 +47,11 @@ LAYERS = (
     ("apart", "racing"),
     ("run",),
     ("evaluation",),
-    ("graftwood", "handover", "compose", "soup", "cache", "flags"),
+    ("graftwood", "handover", "compose", "soup", "cache", "flags", "commands"),
     ("listings",),
     ("verbs", "judging", "merging"),
     ("cli",),
+    ("__main__",),
 )
 HEIGHT = {room: height for height, layer in enumerate(LAYERS) for room in layer}
 

@@ -102,3 +102,42 @@ def test_what_cannot_work_is_one_line(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     if line is not None:
         assert said[-1] == f"graft: {line}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("prepare", "{empty}"), "there is no text in {empty}: every file is empty"),
+        (("tokenizer", "train", "{empty}"), "there is no text in {empty}: every file is empty"),
+        (("prepare", "{text}", "--held-out", "nan"), "the held-out share is nan; it must be at least 0 and below 1"),
+        (("tokenizer", "train", "{text}", "--held-out", "2"), "the held-out share is 2; it must be at least 0 and"),
+        (("prepare", "{corpus}"), "{corpus} is a prepared corpus, not text: give it to graft pretrain --data"),
+        (("tune", "--data", "{corpus}"), "{corpus} is a prepared corpus, which graft pretrain reads"),
+        (("tune", "--data", "{utf16}"), "{utf16} is UTF-16; save it as UTF-8"),
+    ],
+)
+def test_what_is_no_text_or_no_rows(
+    words: tuple[str, ...], said: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"text": text, "empty": tmp_path / "empty.txt", "corpus": tmp_path / "there", "utf16": tmp_path / "u.jsonl"}
+    names["empty"].touch()
+    names["utf16"].write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-16")
+    if "{corpus}" in words:
+        assert graft(capsys, "prepare", text, "--out", names["corpus"], "--tokenizer", "bytes")[0] == 0
+    code, _, lines = graft(capsys, *(word.format(**names) for word in words), "--out", tmp_path / "out")
+    assert code == 2
+    assert said.format(**names) in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--gpus", "²xA100-80GB"), "--gpus ²xA100-80GB is not a number and a GPU"),
+        (("--gpus", "8xA100-80GB", "--tokens", "²"), "'²' is not a count"),
+        (("--gpus", "8xA100-80GB", "--tokens", "0"), "'0' is not a count"),
+    ],
+)
+def test_what_is_no_number(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, lines = graft(capsys, "plan", "gpt3-175b", *words)
+    assert code == 2
+    assert said in lines[-1]

@@ -20,7 +20,7 @@ from graftwood.model.decoder import Decoder
 from graftwood.model.gguf import ROPE_FACTORS, GGUFFile
 from graftwood.model.rules import to_files, to_parameters
 from graftwood.model.tensor_files import shard_files
-from graftwood.model.weights import fingerprint, load_decoder, outline, save_tensors
+from graftwood.model.weights import FINGERPRINT, fingerprint, load_decoder, outline, save_tensors
 from graftwood.runtime import Place
 
 CONVERSION = 1  # raised whenever a conversion writes something else, so that older caches are not read
@@ -115,7 +115,7 @@ def convert(path: Path) -> Path:
 def _fingerprint(folder: Path) -> str:
     """The folder's fingerprint, kept in the cache under its files' names, sizes and times."""
     stats = [(file.resolve(), file.stat()) for file in [folder / "config.json", *shard_files(folder)]]
-    key = sha256_text(*(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats))[:32]
+    key = sha256_text(str(FINGERPRINT), *(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats))[:32]
     note = cache_home() / "fingerprints" / key
     if note.exists():
         return note.read_text(encoding="utf-8")

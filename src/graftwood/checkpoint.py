@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from graftwood.base import Base
-from graftwood.errors import ConfigError, ModelError, nearest
+from graftwood.errors import ConfigError, GraftError, ModelError, nearest
 from graftwood.files import atomic_folder, storage, write_json
 from graftwood.model.tensor_files import unpickled
 from graftwood.model.weights import save_tensors, to_files, write_tensors
@@ -60,7 +60,7 @@ def load_adapter(base: Base, folder: Path) -> Technique:
     Raises: ConfigError for a type that is not read, or an adapter that was trained on another base.
     """
     technique = read_technique(folder)
-    notes = _read(folder / "graftwood.json") if (folder / "graftwood.json").exists() else {}
+    notes = read_object(folder / "graftwood.json") if (folder / "graftwood.json").exists() else {}
     recorded = notes.get("base_fingerprint", base.fingerprint)
     if recorded != base.fingerprint:
         raise ConfigError(
@@ -68,9 +68,13 @@ def load_adapter(base: Base, folder: Path) -> Technique:
             f"({base.fingerprint[:12]}); load the base it was trained on"
         )
     _check_head(base, folder)
-    technique.apply(base.decoder, seed=0)
     safe, pickled = folder / technique.weights_file, folder / technique.pickled_file
-    technique.load(base.decoder, unpickled(pickled) if pickled.exists() and not safe.exists() else load_tensors(safe))
+    tensors = unpickled(pickled) if pickled.exists() and not safe.exists() else load_tensors(safe)
+    try:
+        technique.apply(base.decoder, seed=0)
+        technique.load(base.decoder, tensors)
+    except GraftError as error:
+        raise ConfigError(f"{folder}: {error}") from None
     base.decoder.requires_grad_(False).eval()
     return technique
 
@@ -92,7 +96,7 @@ def read_technique(folder: Path) -> Technique:
     """What an adapter folder was trained by. Raises: ModelError for no such folder, ConfigError for one not read."""
     if not (folder / ADAPTER_CONFIG).exists():
         raise ModelError(f"{folder} is no adapter folder: one has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
-    config = _read(folder / ADAPTER_CONFIG)
+    config = read_object(folder / ADAPTER_CONFIG)
     kinds = TECHNIQUES.all().values()
     found = [kind for kind in kinds if kind.opens(config)]
     if not found:
@@ -101,7 +105,10 @@ def read_technique(folder: Path) -> Technique:
         near = nearest(str(given), readable)
         raise ConfigError(f"{folder}: peft_type {given!r} is not read.{near} Readable: {', '.join(readable)}.")
     assert len(found) == 1, f"{folder} is of {len(found)} techniques"
-    return found[0].from_peft(config)
+    try:
+        return found[0].from_peft(config)
+    except GraftError as error:
+        raise ConfigError(f"{folder / ADAPTER_CONFIG}: {error}") from None
 
 
 def save_model(base: Base, folder: Path) -> None:
@@ -157,7 +164,7 @@ def load_step(folder: Path) -> Saved:
         return Saved(
             load_tensors(folder / "trained.safetensors"),
             load_tensors(folder / "optimiser.safetensors"),
-            _read(folder / "state.json"),
+            read_object(folder / "state.json"),
         )
     except ModelError as error:
         raise ModelError(f"{error}; delete {folder} to go on from the checkpoint before it") from None
@@ -178,7 +185,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} is damaged or cut short ({error})") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file. Raises: ModelError for one that is missing, damaged or something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -5,7 +5,10 @@ Data goes to stdout, everything else to stderr. An error of the user's is one li
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from graftwood import __version__, judging, listings, merging, verbs
+from graftwood.commands import Commands
 from graftwood.errors import ConfigError, GraftError
 from graftwood.flags import (
     TECHNIQUE_FLAGS,
@@ -32,6 +36,7 @@ from graftwood.flags import (
     TopP,
     anchors,
     assignments,
+    check_dry,
     spelled,
     tune_signature,
 )
@@ -44,9 +49,10 @@ if TYPE_CHECKING:
 # Typer carries its own copy of click in some versions and not in others; this is the class both raise.
 UsageError: Any = typer.BadParameter.__base__
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOTHING_SHIPPED = 3  # exit code of a run whose budget no place with a gain kept
 
-app = typer.Typer(
+app = Commands(
     name="graft",
     help="Tune pre-trained generative models without breaking what they already know.",
     no_args_is_help=True,
@@ -62,8 +68,12 @@ def _tune(**given: Any) -> None:
     from graftwood.run import dry_run, run
 
     file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
+    check_dry(dry, resume)
     options = assignments(given.pop("set_"))
-    options |= {key: value for key in TECHNIQUE_FLAGS if (value := given.pop(key)) is not None}
+    flags = {key: value for key in TECHNIQUE_FLAGS if (value := given.pop(key)) is not None}
+    if twice := sorted(options.keys() & flags.keys()):
+        raise ConfigError(f"{', '.join(twice)} is given by --set and by its own flag; give it once")
+    options |= flags
     held = anchors(given.pop("anchor"))
     config = resolve(file, given | {"options": options or None, "anchors": held or None})
     display = Display()
@@ -130,6 +140,7 @@ def generate(
     """Continue prompts, or answer them with --chat. One prompt is streamed, several run as a batch."""
     sampling = _sampling(locals())
     prompts = list(_prompts(prompt, file))
+    _check(sampling)
     opened = _open(model, adapter, device, dtype)
     if len(prompts) == 1 and not json_:
         for piece in opened.stream(prompts[0], chat=chat, **sampling):
@@ -143,23 +154,40 @@ def generate(
             print(done.text)
 
 
+def _check(sampling: dict[str, Any]) -> None:
+    """Raises: ConfigError for what is out of range, before a model is fetched."""
+    from graftwood.generate.sampling import Sampling
+
+    Sampling(**sampling)
+
+
 def _prompts(given: list[str] | None, file: Path | None) -> Iterator[str]:
     if given:
         yield from given
     elif file is None:
         if sys.stdin.isatty():
             raise ConfigError("no prompt: give one as an argument, with --file, or on stdin")
-        yield sys.stdin.read().rstrip("\n")
+        text = sys.stdin.read().rstrip("\n")
+        if not text:
+            raise ConfigError("no prompt: stdin is empty; give one as an argument, with --file, or on stdin")
+        yield text
     else:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            raise ConfigError(f"there is no prompt file {file}") from None
-        for number, line in enumerate(lines, 1):
-            if file.suffix == ".jsonl":
-                yield _row_prompt(line, f"{file}:{number}")
-            elif line:
-                yield line
+        lines = [(number, line) for number, line in enumerate(_text_of(file).splitlines(), 1) if line.strip()]
+        if not lines:
+            raise ConfigError(f"{file} holds no prompt; write one a line, or JSONL rows into a .jsonl file")
+        for number, line in lines:
+            yield _row_prompt(line, f"{file}:{number}") if file.suffix == ".jsonl" else line
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no prompt file {file}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the prompt file {file}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 at byte {error.start + 1}; save it as UTF-8") from None
 
 
 def _row_prompt(line: str, where: str) -> str:
@@ -188,6 +216,7 @@ def chat(
 ) -> None:
     """Talk with a model. /new starts over, /exit or end-of-file leaves."""
     sampling = _sampling(locals())
+    _check(sampling)
     opened = _open(model, adapter, device, dtype)
     first = [{"role": "system", "content": system}] if system else []
     messages = list(first)
@@ -235,7 +264,38 @@ def _open(model: str, adapter: Path | None, device: str, dtype: str) -> Model:
 def main() -> None:
     """Entry point of `graft`."""
     prepare(briefly=sys.argv[1:2] in (["generate"], ["chat"], ["pretrain"]))
-    sys.exit(guarded(lambda: app(spelled(sys.argv[1:]), standalone_mode=False)))
+    _open_streams()
+    sys.exit(guarded(_command))
+
+
+def _command() -> Any:
+    code = app(spelled(sys.argv[1:]), prog_name="graft", standalone_mode=False)
+    sys.stdout.flush()  # what cannot be written must be said here, not when the interpreter ends
+    return code
+
+
+def _open_streams() -> None:
+    """A closed stream reads and writes nothing; a character that the terminal lacks is written as `?`."""
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _drop_stdout() -> None:
+    """What is left to write goes nowhere: the interpreter would try it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _asked(error: Any) -> str:
+    """The command that was not understood, as far as its verb."""
+    words, context = [], error.ctx
+    while context is not None and context.parent is not None:
+        words.append(str(context.info_name))
+        context = context.parent
+    return " ".join(("graft", *reversed(words)))
 
 
 def guarded(command: Callable[[], Any]) -> int:
@@ -246,12 +306,18 @@ def guarded(command: Callable[[], Any]) -> int:
         print(f"graft: {error}", file=sys.stderr)
         return error.exit_code
     except UsageError as error:
-        print(f"graft: {error.format_message()} (graft --help lists what there is)", file=sys.stderr)
+        print(f"graft: {error.format_message()} ({_asked(error)} --help lists what there is)", file=sys.stderr)
         return 2
     except (typer.Abort, KeyboardInterrupt):
         print("graft: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
+        _drop_stdout()
         return 0
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _drop_stdout()
+        print(f"graft: cannot write: {error.strerror}", file=sys.stderr)
+        return 2
     return code if isinstance(code, int) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ class Sum:
             found.append("an adapter is given twice; give it once with a weight")
         if len(self.weights) != count:
             found.append(f"{len(self.weights)} weights for {count} adapters; give one each")
+        if not all(map(math.isfinite, self.weights)):
+            found.append(f"weights {', '.join(map(str, self.weights))} are not all finite numbers")
         if not 0 < self.density <= 1:
             found.append(f"density {self.density:g} is a share above 0 and at most 1")
         if sources not in (0, count):

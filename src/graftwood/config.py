@@ -27,7 +27,8 @@ def count(given: object) -> object:
     return round(float(found[1]) * _UNITS[found[2]]) if found else given
 
 
-Count = Annotated[int, BeforeValidator(count), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=10**18)]
+_MAY_BE_EMPTY = ("sample_prompt",)
 
 
 def _sources(given: object) -> object:
@@ -93,10 +94,10 @@ class RunConfig(BaseModel):
     ] = 0
     each: Annotated[bool, Field(description="beside the mixture one adapter a task, and how they transfer")] = False
     sequence: Annotated[bool, Field(description="of several sources: learn them one after another")] = False
-    lr: Annotated[float | None, Field(gt=0, description="learning rate; by default the technique's")] = None
-    weight_decay: Annotated[float | None, Field(ge=0, description="AdamW weight decay of matrices")] = None
-    batch: Annotated[int, Field(ge=1, description="rows an optimiser step")] = 8
-    epochs: Annotated[float, Field(gt=0, description="passes over the training rows")] = 2.0
+    lr: Annotated[float | None, Field(gt=0, le=100, description="learning rate; by default the technique's")] = None
+    weight_decay: Annotated[float | None, Field(ge=0, le=100, description="AdamW weight decay of matrices")] = None
+    batch: Annotated[int, Field(ge=1, le=1_000_000, description="rows an optimiser step")] = 8
+    epochs: Annotated[float, Field(gt=0, le=1_000_000, description="passes over the training rows")] = 2.0
     warmup: Annotated[float, Field(ge=0, le=1, description="share of the steps in which the rate rises")] = 0.05
     clip: Annotated[float, Field(gt=0, description="largest gradient norm")] = 1.0
     max_length: Annotated[int, Field(ge=8, description="tokens a row may have; what is beyond is cut")] = 1024
@@ -152,9 +153,9 @@ class PretrainConfig(BaseModel):
     held_out: Annotated[float, Field(ge=0, lt=1, description="share of the text that is held out")] = 0.1
     tokens: Annotated[Count | None, Field(description="tokens to train on, such as 20M")] = None
     batch_tokens: Annotated[Count | None, Field(description="tokens an optimiser step")] = None
-    lr: Annotated[float | None, Field(gt=0, description="highest learning rate")] = None
+    lr: Annotated[float | None, Field(gt=0, le=100, description="highest learning rate")] = None
     optimiser: Annotated[Literal["muon", "adamw"], Field(description="muon for matrices, or adamw for all")] = "muon"
-    weight_decay: Annotated[float, Field(ge=0, description="weight decay of matrices")] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, le=100, description="weight decay of matrices")] = 0.1
     warmup: Annotated[float, Field(ge=0, le=1, description="share of the steps in which the rate rises")] = 0.02
     decay: Annotated[float, Field(ge=0, le=1, description="share of the steps in which it falls to zero")] = 0.8
     clip: Annotated[float, Field(gt=0, description="largest gradient norm")] = 1.0
@@ -188,12 +189,35 @@ def read_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
     Raises: ConfigError naming every key that is unknown or out of range, and where it came from.
     """
     values: dict[str, Any] = read_toml(file) if file is not None else {}
-    given = {key: value for key, value in flags.items() if value is not None}
+    given = values | {key: value for key, value in flags.items() if value is not None}
+    where = f"{file}: " if file is not None else ""
+    if empty := [key for key, value in given.items() if _empty(value) and key not in _MAY_BE_EMPTY]:
+        raise ConfigError(f"{where}{', '.join(empty)} is empty; give it a value or leave it out")
     try:
-        return kind.model_validate(values | given)
+        return kind.model_validate(given)
     except ValidationError as error:
-        where = f"{file}: " if file is not None else ""
-        raise ConfigError(where + "; ".join(_problem(kind, dict(problem)) for problem in error.errors())) from None
+        problems = _one_a_place([dict(problem) for problem in error.errors()])
+        raise ConfigError(where + "; ".join(_problem(kind, problem) for problem in problems)) from None
+
+
+def _empty(value: object) -> bool:
+    """Whether a text, or one of several, has no word in it."""
+    texts = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(text, str) and not text.strip() for text in texts)
+
+
+def _one_a_place(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the options of a table, which may be of several types, one problem each instead of one a type."""
+    depths = {"options": 2, "anchors": 3}
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for problem in problems:
+        place = problem["loc"][: depths.get(problem["loc"][0], len(problem["loc"]))] if problem["loc"] else ()
+        shorter = {"loc": place} if len(place) < len(problem["loc"]) else {}
+        if place not in found or problem["type"] == "finite_number":
+            found[place] = problem | shorter
+        elif shorter and found[place]["type"] != "finite_number":
+            found[place]["msg"] = "Input should be a text, a number, true, false, a list of texts or a table of numbers"
+    return list(found.values())
 
 
 def parse_options(kind: type[Config], name: str, options: Mapping[str, Any]) -> Config:
@@ -211,8 +235,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no run file {path}; without one, give the data with --data") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the run file {path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        more = "" if path.suffix == ".toml" else "; a run file is TOML, data are given with --data"
+        raise ConfigError(f"{path} is not valid TOML: {error}{more}") from None
 
 
 def save_toml(config: BaseModel, path: Path) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 from graftwood.base import convert
 from graftwood.data import prepare
-from graftwood.data.corpus import TOKENIZER, TRAIN, VALID, Corpus
+from graftwood.data.corpus import TOKENIZER, TRAIN, VALID, Corpus, is_corpus
 from graftwood.data.documents import find_files
 from graftwood.data.tokenizers import train as new
 from graftwood.data.tokenizers.bpe import BPETokenizer, from_folder
-from graftwood.errors import ConfigError
-from graftwood.files import atomic_folder, storage
+from graftwood.errors import DataError
+from graftwood.files import atomic_folder, check_new, storage
 from graftwood.hub import fetch
 from graftwood.progress import Display, size
 
@@ -37,7 +37,7 @@ def prepare_corpus(
 
     Raises: DataError where there is no text, ConfigError when the folder holds another corpus, StorageError.
     """
-    files = [os.path.abspath(path) for path in find_files(given, out / prepare.WORK)]
+    files = [os.path.abspath(path) for path in _text_files(given, out / prepare.WORK)]
     made = prepare.Recipe(tuple(files), **recipe)
     workers = workers or len(os.sched_getaffinity(0))
     prepare.begin(out, made, f"{tokenizer} {vocab or ''}".strip())
@@ -67,11 +67,10 @@ def train_tokenizer(
 
     Raises: ConfigError for an unknown kind or a folder that is not empty, DataError where there is no text.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; give a new folder with --out")
+    check_new(out)
     with tempfile.TemporaryDirectory(prefix="graftwood-") as name:
         work = Path(name)
-        files = [os.path.abspath(path) for path in find_files(given, work)]
+        files = [os.path.abspath(path) for path in _text_files(given, work)]
         made = prepare.Recipe(tuple(files), removal="exact", **recipe)
         with display.bytes("reading", sum(os.path.getsize(file) for file in files)) as advance:
             found = prepare.survey(work, made, len(os.sched_getaffinity(0)), advance)
@@ -86,6 +85,16 @@ def train_tokenizer(
         told[f"{key}_bytes"] = sum(len(part.encode()) for part in text)
         told[f"{key}_bytes_a_token"] = round(told[f"{key}_bytes"] / tokens, 4) if tokens else None
     return told
+
+
+def _text_files(given: Sequence[str], spool: Path) -> list[Path]:
+    """The files named. Raises: DataError for what leads nowhere, or to a corpus instead of to text."""
+    for name in given:
+        if is_corpus(Path(name)):
+            raise DataError(
+                f"{name} is a prepared corpus, not text: give it to graft pretrain --data, or name the text it is from"
+            )
+    return find_files(given, spool)
 
 
 def _tokenizer(

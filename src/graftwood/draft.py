@@ -19,8 +19,10 @@ from graftwood.errors import ConfigError, DataError, GraftError
 from graftwood.evals.given import find_tasks
 from graftwood.evals.task import TASKS, Task
 from graftwood.evals.tiers import sized
+from graftwood.hub import at_hand
 from graftwood.model.decoder import Decoder
 from graftwood.registry import Registry
+from graftwood.runtime import place
 from graftwood.technique import TECHNIQUES, Technique
 from graftwood.train.loop import Plan
 
@@ -140,9 +142,14 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
     except GraftError as error:
         problems.append(error)
     try:
-        decoder = outline() if outline is not None else None
+        place(config.device, config.dtype)
     except GraftError as error:
         problems.append(error)
+    if outline is not None and (not problems or at_hand(config.model)):  # nothing is fetched for a run that cannot be
+        try:
+            decoder = outline()
+        except GraftError as error:
+            problems.append(error)
     if chosen is not None:
         problems += map(ConfigError, _unsuited(config, chosen[0], chosen[3]))
     if chosen is not None and decoder is not None:

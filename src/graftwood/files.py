@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from graftwood.errors import StorageError
+from graftwood.errors import ConfigError, StorageError
 
 
 def cache_home() -> Path:
@@ -32,6 +32,14 @@ def storage(action: str) -> Iterator[None]:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise StorageError(f"cannot {action}: {error.strerror or error}{where}") from error
+
+
+def check_new(folder: Path) -> None:
+    """Raises: ConfigError where something lies that a new folder would replace."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a new folder with --out")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; give a new folder with --out")
 
 
 @contextmanager

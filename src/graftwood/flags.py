@@ -42,13 +42,18 @@ DeviceFlag = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 DtypeFlag = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16")]
 
 
+def seed_option(help_: str) -> Any:
+    """The flag of a seed, in the range that every generator takes."""
+    return typer.Option("--seed", min=0, max=2**32 - 1, help=help_)
+
+
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy")]
 TopK = Annotated[int, typer.Option("--top-k", help="only the k likeliest tokens; 0 for all")]
 TopP = Annotated[float, typer.Option("--top-p", help="only the likeliest tokens that make up this share")]
 MinP = Annotated[float, typer.Option("--min-p", help="only tokens this likely, relative to the likeliest")]
 Penalty = Annotated[float, typer.Option("--repetition-penalty", help="above 1 discourages tokens seen before")]
 Stop = Annotated[Optional[list[str]], typer.Option("--stop", help="end before this text; may be given again")]  # noqa: UP045
-Seed = Annotated[int, typer.Option("--seed", help="seed of the sampling")]
+Seed = Annotated[int, seed_option("seed of the sampling")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="longest answer in tokens")]
 
 
@@ -128,13 +133,21 @@ def pretrain_signature() -> inspect.Signature:
     return inspect.Signature([*_config_flags(PretrainConfig), *more])
 
 
+def check_dry(dry_run: bool, resume: bool) -> None:
+    """Raises: ConfigError for a dry run of what has begun."""
+    if dry_run and resume:
+        raise ConfigError("--dry-run says what a new run would take, --resume goes on with one; leave one out")
+
+
 def assignments(given: list[str] | None) -> dict[str, Any]:
     """`key=value` flags; a value is read as JSON where it is JSON, else as text."""
     options: dict[str, Any] = {}
     for assignment in given or []:
         key, equals, value = assignment.partition("=")
-        if not equals:
+        if not equals or not key:
             raise ConfigError(f"{assignment!r} is not key=value")
+        if key in options:
+            raise ConfigError(f"{key} is given twice; give it once")
         try:
             options[key] = json.loads(value)
         except ValueError:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
-from graftwood.checkpoint import ADAPTER_CONFIG
-from graftwood.config import read_toml
+from graftwood.checkpoint import ADAPTER_CONFIG, read_object
 from graftwood.errors import ConfigError, ModelError
 from graftwood.model.weights import load_decoder
-from graftwood.run import Model
+from graftwood.run import Model, recorded_model
 from graftwood.runtime import Place
 
 TOLERANCE = 1e-3  # of a logit, in float32: what merging a low-rank product into a matrix may round
@@ -38,7 +36,10 @@ def export(model: Model, folder: Path) -> float:
 def recorded_base(adapter: Path) -> str:
     """The base an adapter or run folder names. Raises: ConfigError where it names none."""
     if (adapter / "run.toml").is_file():
-        return str(read_toml(adapter / "run.toml")["model"])
+        return recorded_model(adapter)
     if (adapter / ADAPTER_CONFIG).is_file():
-        return str(json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+        named = read_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+        if not isinstance(named, str) or not named:
+            raise ConfigError(f"{adapter / ADAPTER_CONFIG} does not say of which base it is; name it with --model")
+        return named
     raise ConfigError(f"{adapter} is neither a run nor an adapter folder; name the base with --model")

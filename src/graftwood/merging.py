@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graftwood.errors import ConfigError
-from graftwood.flags import AdapterFlag, DeviceFlag, DtypeFlag, JsonFlag
+from graftwood.files import check_new
+from graftwood.flags import AdapterFlag, DeviceFlag, DtypeFlag, JsonFlag, seed_option
 
 if TYPE_CHECKING:
     from graftwood.evals.card import Matrix
@@ -49,7 +50,7 @@ def _export(
     from graftwood.handover import export
     from graftwood.run import load
 
-    _check_empty(out)
+    check_new(out)
     difference = export(load(model, adapter, device, dtype), out)
     print(f"{out}: written, read back, largest difference of a logit {difference:.1e}", file=sys.stderr)
 
@@ -63,7 +64,7 @@ def _merge(
     how: How = None,
     density: Density = 0.5,
     data: Data = None,
-    seed: Annotated[int, typer.Option("--seed", help="seed of what dare drops")] = 0,
+    seed: Annotated[int, seed_option("seed of what dare drops")] = 0,
     model: Annotated[str | None, typer.Option("--model", "-m", help="base, if it is not where it was")] = None,
     json_: JsonFlag = False,
     device: DeviceFlag = "cpu",
@@ -82,7 +83,7 @@ def _merge(
             raise ConfigError("--how and --data are for several --adapters or --models")
         _export(model or recorded_base(adapter), out, adapter, device, dtype)
         return
-    _check_empty(out)
+    check_new(out)
     given = adapters or models or []
     if adapters:
         from graftwood.compose import Sum, compose
@@ -116,8 +117,3 @@ def _told(kept: str, matrix: Matrix | None, members: list[str], json_: bool) -> 
         from graftwood.evals.terminal import matrix_table, print_plainly
 
         print_plainly(matrix_table(matrix), Console())
-
-
-def _check_empty(out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; give a new folder with --out")

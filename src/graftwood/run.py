@@ -270,10 +270,18 @@ def run_parts(model: str) -> tuple[str, Path | None]:
     if (folder / "model").is_dir():
         return str(folder / "model"), None
     if (folder / "adapter").is_dir():
-        return str(read_toml(folder / "run.toml")["model"]), folder / "adapter"
+        return recorded_model(folder), folder / "adapter"
     if (folder / "report.json").is_file():
         raise ModelError(f"{folder} shipped nothing: no gain within its budget; see graft explain {folder}")
     raise ModelError(f"{folder} is a run that has no result yet; finish it with graft tune {folder}/run.toml --resume")
+
+
+def recorded_model(folder: Path) -> str:
+    """The base that a run folder names. Raises: ConfigError where its run file names none."""
+    named = read_toml(folder / "run.toml").get("model")
+    if not isinstance(named, str) or not named:
+        raise ConfigError(f'{folder / "run.toml"} does not name its base; write it there as model = "..."')
+    return named
 
 
 def _another(base: Base, technique: Technique) -> Base:

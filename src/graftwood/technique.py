@@ -176,8 +176,8 @@ def check_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], wha
         if name in given and given[name].shape != place.shape
     ]
     if problems:
-        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ConfigError(f"{what} does not fit this base: " + "; ".join(problems[:10]) + more)
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ConfigError(f"{what} does not fit this base: " + "; ".join(problems[:3]) + more)
 
 
 @torch.no_grad()

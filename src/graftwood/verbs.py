@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from graftwood.flags import JsonFlag, pretrain_signature
+from graftwood.commands import Commands
+from graftwood.flags import JsonFlag, check_dry, pretrain_signature, seed_option
 
 Given = Annotated[
     list[str], typer.Argument(help="text or JSONL files (.gz and .zst too), folders, patterns, - for stdin")
@@ -19,9 +20,9 @@ Vocab = Annotated[
 ]
 Separator = Annotated[str | None, typer.Option("--separator", help="what stands between documents of a text file")]
 HeldOut = Annotated[float, typer.Option("--held-out", help="share that is held out, at most 10 MB")]
-Seed = Annotated[int, typer.Option("--seed", help="seed of what is held out")]
+Seed = Annotated[int, seed_option("seed of what is held out")]
 
-tokenizer = typer.Typer(help="Make tokenizers.", no_args_is_help=True, rich_markup_mode=None)
+tokenizer = Commands(help="Make tokenizers.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def register(app: typer.Typer) -> None:
@@ -99,6 +100,7 @@ def _pretrain(**given: Any) -> None:
     from graftwood.run import dry_pretrain, pretrain_with
 
     file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
+    check_dry(dry, resume)
     config = read_config(PretrainConfig, file, given | {"separator": _text(given["separator"])})
     display = Display()
     if dry:
@@ -131,7 +133,7 @@ def plan(
     from graftwood.errors import ConfigError
 
     number, _, gpu = gpus.partition("x")
-    if not number.isdigit() or not int(number) or not gpu:
+    if not number.isdecimal() or not int(number) or not gpu:
         raise ConfigError(f"--gpus {gpus} is not a number and a GPU; write 1024xA100-80GB or the like")
     shape, positions = planner.published_shape(model)
     length = sequence or positions
@@ -164,7 +166,7 @@ def _count(given: str | None) -> int | None:
     if given is None:
         return None
     value = count(given)
-    if not str(value).isdigit() or int(str(value)) < 1:
+    if not str(value).isdecimal() or int(str(value)) < 1:
         raise ConfigError(f"{given!r} is not a count; write 4096, 64M or the like")
     return int(str(value))
 

@@ -19,7 +19,7 @@ from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder
 from graftwood.model.tensor_files import INDEX, SINGLE, shard_files
-from graftwood.model.weights import fingerprint, load_decoder, save_tensors, to_files
+from graftwood.model.weights import FINGERPRINT, fingerprint, load_decoder, save_tensors, to_files
 from graftwood.runtime import Place
 
 Change = Callable[[dict[str, Any]], object]
@@ -226,6 +226,11 @@ def test_the_fingerprint_changes_with_every_tensor_and_size(folder: Path) -> Non
         edit_config(folder, lambda config, field=field, value=value: config.update({field: value}))
         seen.add(fingerprint(folder))
         assert len(seen) == before + 1, field
+
+
+def test_the_fingerprint_stays_from_release_to_release(folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: [tensor.fill_(0.5) for tensor in tensors.values()])
+    assert (FINGERPRINT, fingerprint(folder)[:16]) == (2, "64cc5e4b7d9bb3af")
 
 
 def test_shards_are_of_the_asked_size_and_indexed(folder: Path) -> None:

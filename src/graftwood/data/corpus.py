@@ -60,6 +60,11 @@ class Corpus:
         return Stream([path for path in paths if path.is_dir()], self.files)
 
 
+def is_corpus(folder: Path) -> bool:
+    """Whether a folder holds what `graft prepare` writes."""
+    return (folder / CORPUS).is_file() and (folder / SHARDS).is_dir()
+
+
 def open_corpus(folder: Path) -> Corpus:
     """Raises: DataError when the folder holds no finished corpus."""
     try:

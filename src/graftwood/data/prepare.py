@@ -46,6 +46,10 @@ class Recipe:
     seed: int = 0
     shard_bytes: int = SHARD_BYTES
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise ConfigError(f"the held-out share is {self.held_out:g}; it must be at least 0 and below 1")
+
     def pieces(self) -> list[list[Span]]:
         """The work, cut up."""
         return spans([Path(file) for file in self.files], self.shard_bytes)
@@ -77,6 +81,8 @@ _TRAINS, _HELD_OUT, _REMOVED = 0, 1, 2
 
 def begin(folder: Path, recipe: Recipe, tokenizer: str) -> None:
     """Note what is prepared here. Raises: ConfigError when something else was begun in the folder."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a new folder with --out")
     stats = [(file, Path(file).stat()) for file in recipe.files]
     note = asdict(recipe) | {
         "files": [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats],
@@ -108,6 +114,8 @@ def finished(folder: Path) -> Corpus | None:
 def survey(folder: Path, recipe: Recipe, workers: int, advance: Advance) -> Survey:
     """Read every document once. Raises: DataError when there is no text."""
     pieces = recipe.pieces()
+    if not pieces:
+        raise DataError(f"there is no text in {_few(recipe.files)}: every file is empty")
     targets = [folder / WORK / f"survey-{number:05d}" for number in range(len(pieces))]
     near = recipe.removal == "near"
     jobs = [
@@ -227,6 +235,8 @@ def _parts(text: str, fate: int, keep: float) -> list[tuple[str, str, tuple[bool
 def write_shards(folder: Path, recipe: Recipe, found: Survey, choice: Choice, workers: int, advance: Advance) -> None:
     """Encode every piece that has not been and write its shard. Raises: StorageError when the disk is full."""
     pieces = recipe.pieces()
+    if not pieces:
+        raise DataError(f"there is no text in {_few(recipe.files)}: every file is empty")
     targets = [folder / SHARDS / f"{number:05d}" for number in range(len(pieces))]
     for left in (folder / SHARDS).glob(".*"):  # what a kill left half-written
         shutil.rmtree(left, ignore_errors=True)

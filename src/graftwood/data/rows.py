@@ -29,6 +29,7 @@ _SHAREGPT_ROLES: dict[str, Role] = {
 }
 _LISTED = 20  # problems shown before "... and N more"
 _BOM = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _LIST = (list, tuple)
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (bool, "a boolean"),
@@ -276,6 +277,9 @@ def read_objects(path: Path, parse: Callable[[int, Mapping[str, Any]], T], shape
 
 def _written(lines: Iterable[tuple[int, bytes]], file: str) -> list[tuple[int, bytes]]:
     """The lines that hold something. Raises: DataError for a JSON array."""
+    lines = list(lines)
+    if lines and lines[0][1].startswith(_UTF16):
+        raise DataError(f"{file} is UTF-16; save it as UTF-8")
     stripped = ((number, line.removeprefix(_BOM).rstrip(b"\r\n")) for number, line in lines)
     written = [(number, line) for number, line in stripped if line.strip()]
     if written and written[0][1].lstrip().startswith(b"[") and _is_array(b"\n".join(line for _, line in written)):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftwood.data.corpus import is_corpus
 from graftwood.data.rows import Parsed, Row, read_file, rows_from
 from graftwood.errors import ConfigError, DataError, nearest
 from graftwood.files import sha256_text
@@ -120,6 +121,8 @@ def _splits_in(folder: Path, prefix: str) -> dict[str, Source]:
             raise DataError(f"{folder} has {' and '.join(path.name for path in there)}; keep one of them")
         if there:
             found[part] = there[0]
+    if "train" not in found and is_corpus(folder):
+        raise DataError(f"{folder} is a prepared corpus, which graft pretrain reads; graft tune reads rows (JSONL)")
     if "train" not in found:
         raise DataError(f"{folder} has no {prefix}train.jsonl; give a file or a prefix instead{_offer(folder)}")
     return found

@@ -43,9 +43,9 @@ def find_tasks(given: str | None) -> tuple[Task, ...]:
     tasks = [task for word in given.split(",") if word.strip() for task in _named(word.strip())]
     names = [task.name for task in tasks]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"two tasks are called {twice}; rename a file, or leave one out of --tasks")
+        raise ConfigError(f"two tasks are called {twice}; rename a file, or leave one of them out")
     if not tasks:
-        raise ConfigError(f"--tasks names no task. Available: {', '.join(TASKS.names())}, or a .jsonl file or folder")
+        raise ConfigError(f"{given!r} names no task. Available: {', '.join(TASKS.names())}, or a .jsonl file or folder")
     return tuple(tasks)
 
 

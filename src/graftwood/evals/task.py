@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, field, replace
@@ -96,6 +97,8 @@ class Task:
 
         Raises: ConfigError where there can be no samples, or all of them would be one.
         """
+        if not 0 <= temperature < math.inf:
+            raise ConfigError(f"temperature {temperature:g} is not 0 (greedy) or more")
         if samples < 1 or (samples > 1 and temperature <= 0):
             raise ConfigError(f"{samples} samples at temperature {temperature:g}: take 1, or more above 0")
         return replace(self, samples=samples, temperature=temperature) if self.kind == "code" else self

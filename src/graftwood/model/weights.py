@@ -158,6 +158,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         raise OSError(errno.EIO, str(error), str(path)) from error
 
 
+FINGERPRINT = 2  # counts up when what it is made of changes; caches name it, adapters and records must be made again
+
+
 def fingerprint(folder: Path) -> str:
     """Hex SHA-256 over the configuration's sizes and options and every tensor's name, type, shape and bytes."""
     raw = read_config(folder)

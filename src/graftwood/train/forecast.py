@@ -75,7 +75,7 @@ def forecast(decoder: Decoder, train: Rows, valid: Rows, plan: Plan) -> Forecast
         tokens=tokens,
         trained_parameters=count_parameters(decoder.trained().values()),
         train_seconds=train_seconds,
-        valid_seconds=valid_tokens * (plan.evaluations + 1) * forward,
+        valid_seconds=valid_tokens * (min(plan.evaluations, order.steps) + 1) * forward,
         below_seconds=max(0.0, whole - forward) * once,
         memory_bytes=memory,
         tokens_per_second=tokens / train_seconds,
