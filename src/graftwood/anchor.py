@@ -15,7 +15,7 @@ from torch import Tensor
 
 from graftwood.base import Base
 from graftwood.config import parse_options
-from graftwood.data.batch import Order, Packed, Rows, in_turn
+from graftwood.data.batch import Order, Packed, Rows, Trickle, in_turn
 from graftwood.generate.engine import Engine
 from graftwood.model.decoder import Decoder
 from graftwood.model.expected import Expected
@@ -50,15 +50,19 @@ class Ground:
         base, room = self.base, self.technique.room(self.base.decoder)
         if windows is None:
             steps = Order(len(self.rows), self.plan.batch, self.plan.epochs, self.plan.seed).steps
-            drawn = steps * self.together(share, min(LENGTH, room))
+            drawn = steps * self.rate(share, min(LENGTH, room))
             windows = next((some for some in _SETS if drawn < 1.5 * some), _SETS[-1])
         with base.decoder.without_deltas(), self.stage("text of the base itself, to hold on to"):
             engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
             return remembered(base, engine, windows, REPLAY_SEED, room)
 
-    def together(self, share: float, length: float) -> int:
-        """How many texts of this many tokens a step reads so that they are such a share of its own tokens."""
-        return max(1, round(share * self.step_tokens / length))
+    def rate(self, share: float, length: float) -> float:
+        """How many texts of this many tokens a step reads on average: such a share of its own tokens."""
+        return share * self.step_tokens / length
+
+    def trickle(self, texts: int, share: float, length: float) -> Trickle:
+        """Which of these texts a step reads."""
+        return Trickle(texts, self.rate(share, length), self.plan.seed)
 
     def untouched(self, look: Callable[[Decoder, Packed], tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
         """What the base by itself makes of the rows' predictions, row by row.

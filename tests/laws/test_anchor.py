@@ -17,7 +17,7 @@ from graftwood import samples
 from graftwood.anchor import ANCHORS, Anchor, Ground, narrow
 from graftwood.anchors.kl import KL, masked, whole
 from graftwood.base import Base, open_base
-from graftwood.data.batch import Examples, pack
+from graftwood.data.batch import Examples, Trickle, pack
 from graftwood.errors import ConfigError
 from graftwood.evals.retention import compare, probe_for
 from graftwood.generate.engine import Engine
@@ -191,6 +191,36 @@ def test_what_is_replayed_never_measures(folder: Path) -> None:
     windows = [{tuple(window) for window in part.ids.tolist()} for part in (probe, replayed)]
     assert not windows[0] & windows[1]
     assert torch.equal(ground.remembered(96).ids, replayed.ids)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.25, 1.7])
+@pytest.mark.parametrize("name", ["kl", "replay"])
+def test_a_share_is_the_share_that_is_read_and_weighs_the_same(name: str, share: float, folder: Path) -> None:
+    base, rows = open_base(str(folder), CPU), Examples(tiny.examples(4))
+    ground = Ground(base, tiny.technique("lora"), rows, tiny.plan())
+    hold = ANCHORS.get(name).parse({"share": share, "windows": 8, "weight": 3.0}).hold(ground)
+    base.decoder.initialise(seed=5)
+    length = ground.remembered(8).ids.shape[1]
+    steps = round(40 * length / (share * ground.step_tokens))  # each of the eight windows five times
+    with torch.no_grad():
+        found = [hold.losses(base.decoder, step) for step in range(steps)]
+        parts = [part for step in found for part in step]
+        whole = ANCHORS.get(name).parse({"share": 8 * length / ground.step_tokens, "windows": 8, "weight": 3.0})
+        expected = sum(loss.item() for loss, _ in whole.hold(ground).losses(base.decoder, 0))
+    read = sum(tokens for _, tokens in parts)
+    assert read == pytest.approx(share * ground.step_tokens * steps, rel=0.03)
+    assert sum(loss.item() for loss, _ in parts) / steps == pytest.approx(expected, rel=0.03)
+
+
+def test_texts_come_in_turn_and_depend_on_the_step_alone() -> None:
+    trickle = Trickle(5, 0.7, seed=3)
+    steps = [trickle.at(step) for step in range(50)]
+    assert {len(read) for read in steps} == {0, 1}
+    drawn = [text for read in steps for text in read]
+    assert len(drawn) == 35
+    assert all(sorted(drawn[begin : begin + 5]) == [0, 1, 2, 3, 4] for begin in range(0, 35, 5))
+    assert [Trickle(5, 0.7, seed=3).at(step) for step in (17, 4)] == [steps[17], steps[4]]
+    assert [len(Trickle(5, 2.5, 0).at(step)) for step in range(4)] == [2, 3, 2, 3]
 
 
 @pytest.mark.parametrize("on", ["task", "masked"])

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from graftwood.anchor import Anchor, Ground
-from graftwood.data.batch import Order, Packed
+from graftwood.data.batch import Packed, Trickle
 from graftwood.model.decoder import Decoder
 from graftwood.model.expected import Expected, likeliest
 from graftwood.technique import Technique
@@ -64,24 +64,29 @@ class KL(Anchor):
         if self.on == "masked":
             return TaughtMasked(ground.untouched(masked), self.weight)
         expected = ground.remembered(self.windows, self.share)
-        together = ground.together(self.share, expected.ids.shape[1])
-        return Drawn(expected, self.weight, Order(len(expected.ids), together, 1.0, ground.plan.seed))
+        return Drawn(expected, self.weight, ground.trickle(len(expected.ids), self.share, expected.ids.shape[1]))
 
 
 class Drawn(Hold):
-    """Some of the windows at each step, all of them in turn."""
+    """Some of the windows at each step, all of them in turn.
 
-    def __init__(self, expected: Expected, weight: float, order: Order) -> None:
-        self._expected, self._weight, self._order = expected, weight, order
+    A window weighs the same whether steps read several or one in a while: the mean over the steps is what is asked for.
+    """
+
+    def __init__(self, expected: Expected, weight: float, trickle: Trickle) -> None:
+        self._expected, self._weight, self._trickle = expected, weight, trickle
 
     def losses(self, decoder: Decoder, step: int) -> Iterator[tuple[Tensor, int]]:
-        rows = self._order.batch_rows(step)
+        rows = self._trickle.at(step)
+        if not rows:
+            return
         ids, words, log_p = (
             part[rows].to(decoder.device) for part in (self._expected.ids, self._expected.words, self._expected.log_p)
         )
         hidden = decoder.hidden(ids.reshape(1, -1), (ids.shape[1],) * len(ids))[0]
         objective = Divergence(words.flatten(0, 1), log_p.flatten(0, 1))
-        yield summed(decoder, hidden, objective) * (self._weight / len(objective)), ids.numel()
+        weight = self._weight * len(rows) / self._trickle.rate
+        yield summed(decoder, hidden, objective) * (weight / len(objective)), ids.numel()
 
 
 class Taught(Hold):

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from graftwood.anchor import Anchor, Ground
-from graftwood.data.batch import Examples, Order, Packed, Rows
+from graftwood.data.batch import Examples, Packed, Rows, Trickle
 from graftwood.data.encode import Example, encode_rows
 from graftwood.data.rows import Row
 from graftwood.data.sources import load_splits
@@ -47,9 +47,8 @@ class Replay(Anchor):
 
     def hold(self, ground: Ground) -> Hold:
         rows = Examples(self._examples(ground))
-        together = ground.together(self.share, float(rows.sizes.mean()))
-        order = Order(len(rows), together, 1.0, ground.plan.seed)
-        return Rehearsed(rows, self.weight, order, ground.plan.token_budget)
+        trickle = ground.trickle(len(rows), self.share, float(rows.sizes.mean()))
+        return Rehearsed(rows, self.weight, trickle, ground.plan.token_budget)
 
     def _examples(self, ground: Ground) -> list[Example]:
         base = ground.base
@@ -63,14 +62,16 @@ class Replay(Anchor):
 
 
 class Rehearsed(Hold):
-    """Some of the rows at each step, all of them in turn."""
+    """Some of the rows at each step, all of them in turn; a row weighs the same at a step that reads many or few."""
 
-    def __init__(self, rows: Rows, weight: float, order: Order, budget: int) -> None:
-        self._rows, self._weight, self._order, self._budget = rows, weight, order, budget
+    def __init__(self, rows: Rows, weight: float, trickle: Trickle, budget: int) -> None:
+        self._rows, self._weight, self._trickle, self._budget = rows, weight, trickle, budget
 
     def losses(self, decoder: Decoder, step: int) -> Iterator[tuple[Tensor, int]]:
-        packs: list[Packed] = self._rows.packs(self._order.batch_rows(step), self._budget)
+        rows = self._trickle.at(step)
+        packs: list[Packed] = self._rows.packs(rows, self._budget) if rows else []
         counted = sum(len(packed.targets) for packed in packs)
+        weight = self._weight * len(rows) / self._trickle.rate
         for packed in packs:
             part = packed.to(decoder.device)
-            yield summed_loss(decoder, part) * (self._weight / max(1, counted)), part.tokens
+            yield summed_loss(decoder, part) * (weight / max(1, counted)), part.tokens

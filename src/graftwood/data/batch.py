@@ -132,7 +132,21 @@ class Order:
         return {}
 
 
-@lru_cache(maxsize=1)  # one epoch's; a corpus has millions of rows
+@dataclass(frozen=True)
+class Trickle:
+    """Which of some texts a step reads beside its rows: all in turn, `rate` of them on average, at some steps none."""
+
+    texts: int
+    rate: float
+    seed: int
+
+    def at(self, step: int) -> list[int]:
+        """Numbers of the texts of one step."""
+        order = Order(self.texts, 1, 1.0, self.seed)
+        return [order.batch_rows(number)[0] for number in range(int(step * self.rate), int((step + 1) * self.rate))]
+
+
+@lru_cache(maxsize=2)  # one epoch's, of the rows and of what is read beside them; a corpus has millions of rows
 def _permutation(rows: int, seed: int) -> Tensor:
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
 
