@@ -269,7 +269,10 @@ def main() -> None:
 
 
 def _command() -> Any:
-    code = app(spelled(sys.argv[1:]), prog_name="graft", standalone_mode=False)
+    try:
+        code = app(spelled(sys.argv[1:]), prog_name="graft", standalone_mode=False)
+    except SystemExit:  # asked not to exit, typer does so for one reason
+        raise BrokenPipeError from None
     sys.stdout.flush()  # what cannot be written must be said here, not when the interpreter ends
     return code
 

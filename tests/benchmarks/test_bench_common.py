@@ -144,7 +144,7 @@ def test_figures_of_tuning_are_medians_of_rounds() -> None:
     assert [figure.name for figure in tune_speed.figures("best", "x", ours, peer)] == ["tune_speed_vs_peft_best"]
 
 
-def test_common_beginning_of_two_answers() -> None:
-    one, other = FakeSide(ids=[1, 2, 3, 4]), FakeSide(ids=[1, 2, 9, 4])
-    assert decode_speed.same_start(one, other) == 2
-    assert decode_speed.same_start(one, one) == 4
+def test_common_beginning_of_answers() -> None:
+    one, other = FakeSide(ids=[[1, 2, 3, 4], [5]]), FakeSide(ids=[[1, 2, 9, 4], [6]])
+    assert decode_speed.same_start(one, other) == [2, 0]
+    assert decode_speed.same_start(one, one) == [4, 1]

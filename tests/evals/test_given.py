@@ -90,7 +90,7 @@ def test_names_files_and_folders_are_found(tmp_path: Path) -> None:
     for given, said in {
         "piqaa": "unknown task 'piqaa'. Did you mean 'piqa'",
         f"{tmp_path}/one.jsonl,{tmp_path}": "two tasks are called one",
-        ",": "--tasks names no task",
+        ",": "',' names no task",
     }.items():
         with pytest.raises(ConfigError, match=said):
             find_tasks(given)

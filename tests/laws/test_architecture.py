@@ -44,7 +44,10 @@ def test_a_token_does_not_reach_back(name: str, tiny_config: TinyConfig) -> None
         other = ids.clone()
         other[:, changed] = (other[:, changed] + 1) % 320
         after = decoder(other)
-        assert torch.equal(after[:, :changed], before[:, :changed])
+        if decoder.config.experts:  # the changed token leaves an expert others to multiply with, in another order
+            torch.testing.assert_close(after[:, :changed], before[:, :changed], rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(after[:, :changed], before[:, :changed])
         assert not torch.allclose(after[:, changed], before[:, changed])
 
 
