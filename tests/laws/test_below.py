@@ -156,7 +156,7 @@ def test_the_forecast_counts_what_trains_and_leaves_no_cache(folder: Path) -> No
 
 
 def test_other_anchors_work_beside_it(folder: Path, tmp_path: Path) -> None:
-    base, given = open_base(str(folder), CPU), {"freeze_below": {"layers": 2}, "kl": {"windows": 8}}
+    base, given = open_base(str(folder), CPU), {"freeze_below": {"layers": 2}, "kl": {"windows": 8, "share": 4.0}}
     tiny.technique("lora").apply(base.decoder, seed=0)
     held = [ANCHORS.get(name).parse(options) for name, options in given.items()]
     rows = rows_kept(base, ROWS, narrow(held, base.decoder))
