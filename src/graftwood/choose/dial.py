@@ -59,11 +59,8 @@ def settle(
     `kept` is the budget, a share; `drift_limit` is what earlier runs on this base say it allows: the first certificate
     is tried there when the best place lies beyond it.
     """
-    looks = {alpha: way.look(alpha) for alpha in grid}
+    looks = _seen(way, base_loss, grid)
     best = min(looks.values(), key=lambda look: look.loss)
-    while best.alpha == min(looks) > LEAST:  # it falls still, the nearer the base
-        looks[best.alpha / 2] = way.look(best.alpha / 2)
-        best = min(looks.values(), key=lambda look: look.loss)
     decisions: dict[float, Decision] = {}
     if best.loss >= base_loss:
         return Settled(tuple(looks.values()), decisions, None)
@@ -73,10 +70,10 @@ def settle(
     alpha = _within(target, drift_limit)
     lows: dict[float, float | None] = {0.0: 1.0}
     for _ in range(TRIES):
+        if passed and looks[passed].loss - _loss(alpha, looks, base_loss) <= LITTLE * most:
+            break
         if alpha not in looks:
             looks[alpha] = way.look(alpha)
-        if passed and looks[passed].loss - looks[alpha].loss <= LITTLE * most:
-            break
         decisions[alpha] = way.certify(alpha)
         lows[alpha] = decisions[alpha].kept.low
         if decisions[alpha].passed:
@@ -88,6 +85,29 @@ def settle(
         alpha = target.alpha if math.isinf(failed) else _between(passed, failed, lows, kept)
     gains = looks[passed].loss < base_loss if passed else False
     return Settled(tuple(sorted(looks.values(), key=lambda look: -look.alpha)), decisions, passed if gains else None)
+
+
+def _seen(way: Way, base_loss: float, grid: Sequence[float]) -> dict[float, Look]:
+    """Looks from the far end towards the base, for as long as the gain stays near the best."""
+    looks: dict[float, Look] = {}
+    places, best = list(grid), math.inf
+    for alpha in places:  # it grows
+        looks[alpha] = way.look(alpha)
+        loss = looks[alpha].loss
+        if loss > best and base_loss - loss < CLOSE * (base_loss - best):
+            break
+        best = min(best, loss)
+        if alpha == places[-1] > LEAST and loss == best:  # it falls still, the nearer the base
+            places.append(alpha / 2)
+    return looks
+
+
+def _loss(alpha: float, looks: Mapping[float, Look], base_loss: float) -> float:
+    """The loss at a place that may not have been looked at, on a straight line between those beside it."""
+    known = {0.0: base_loss} | {at: look.loss for at, look in looks.items()}
+    below, above = max(at for at in known if at <= alpha), min(at for at in known if at >= alpha)
+    share = (alpha - below) / (above - below) if above > below else 0.0
+    return known[below] + share * (known[above] - known[below])
 
 
 def _within(target: Look, limit: float | None) -> float:
