@@ -157,7 +157,7 @@ def keep(job: Job, trained: Trained, deciding: Deciding, out: Path, display: Dis
         price=price(settled, base_loss),
         seconds=progress.train_seconds + time.monotonic() - started,
         tokens=progress.tokens,
-        plain_seconds=progress.train_seconds * plain / max(1, progress.tokens),
+        plain_seconds=progress.train_seconds - progress.held_seconds,
         plain_tokens=plain,
     )
     display.say(choice.why + (f"; {choice.price}" if choice.price else ""))

@@ -59,6 +59,7 @@ class Trained:
             tokens=one.tokens + two.tokens,
             answer_tokens=one.answer_tokens + two.answer_tokens,
             train_seconds=one.train_seconds + two.train_seconds,
+            held_seconds=one.held_seconds + two.held_seconds,
             best_step=one.step + two.best_step,
         )
         moved = [

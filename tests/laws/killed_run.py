@@ -94,7 +94,7 @@ def left(out: Path) -> dict[str, Any]:
     for tensors in (newest.trained, newest.optimiser):
         for name, tensor in sorted(tensors.items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
-    progress = {key: value for key, value in newest.state["progress"].items() if key != "train_seconds"}
+    progress = {key: value for key, value in newest.state["progress"].items() if not key.endswith("_seconds")}
     log = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for record in log:
         record.pop("tokens_per_second", None)

@@ -96,12 +96,16 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run has done so far; all of it is in a checkpoint. `first` are the tasks' losses before the first step."""
+    """What a run has done so far; all of it is in a checkpoint. `first` are the tasks' losses before the first step.
+
+    Of the seconds of its steps, `held_seconds` went into text that anchors read beside the rows.
+    """
 
     step: int = 0
     tokens: int = 0
     answer_tokens: int = 0
     train_seconds: float = 0.0
+    held_seconds: float = 0.0
     evaluations: int = 0
     best_step: int = 0
     best_loss: float | None = None
@@ -194,9 +198,11 @@ class Trainer:
                 part_loss, beside = (total / counted for total in self._totals(part))
                 (part_loss + beside).backward()
                 loss, held = loss + part_loss.item(), held + beside.item()
+            beside_rows = time.perf_counter()
             for extra, read in self._extras():
                 extra.backward()
                 held, tokens = held + extra.item(), tokens + read
+            held_seconds = time.perf_counter() - beside_rows
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.plan.clip).item()
         if not (math.isfinite(loss + held) and math.isfinite(norm)):
             self.optimiser.forget()
@@ -216,6 +222,7 @@ class Trainer:
             tokens=self.progress.tokens + tokens,
             answer_tokens=self.progress.answer_tokens + counted,
             train_seconds=self.progress.train_seconds + seconds,
+            held_seconds=self.progress.held_seconds + held_seconds,
             best_step=self.progress.best_step if self._valid else self.progress.step + 1,
         )
         return Stepped(self.progress.step, loss, norm, rate, tokens, counted, seconds, held)
