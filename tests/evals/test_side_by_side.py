@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 from card_samples import compared, full_card
+from rich.console import Console
 
 from graftwood.cli import app, guarded
 from graftwood.evals.report import write_report
-from graftwood.evals.side_by_side import answer_loss, comparison_svg, differences
+from graftwood.evals.side_by_side import WIDE, answer_loss, compare_runs, comparison_svg, differences
+from graftwood.evals.words import before_after, change, estimate
 
 
 def test_every_run_has_its_line_and_the_picture_its_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,3 +53,17 @@ def test_a_run_that_measured_nothing_has_no_point() -> None:
     bare = card.model_copy(update={"gained": card.gained.model_copy(update={"measures": ()})})
     assert answer_loss(bare) is None
     assert "nothing to draw" in comparison_svg({"bare": bare})
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_nothing_is_cut_however_narrow_the_terminal(width: int) -> None:
+    card, out = full_card(), io.StringIO()
+    name = "runs/a-rather-long-name-of-a-run"
+    compare_runs({name: card, "two": card}, Console(file=out, width=width, force_terminal=False))
+    told = "".join(out.getvalue().split())
+    assert "…" not in told
+    if width < WIDE:  # else a cell's lines lie beside those of others
+        first = card.gained.measures[0]
+        assert name in told
+        for cell in (before_after(first), change(first), estimate(card.kept.kept, "share")):
+            assert "".join(cell.split()) in told

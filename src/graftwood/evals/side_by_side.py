@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -16,17 +16,34 @@ from graftwood.evals.terminal import print_plainly
 from graftwood.evals.tradeoff import Curve, Point, tradeoff_svg
 from graftwood.files import atomic_write, storage
 
+WIDE = 150  # characters a table of all columns needs to be read
 COLUMNS = ("run", "technique", "gained", "answer loss", "kept", "drift", "memory", "trained", "took")
 
 
 def compare_runs(cards: Mapping[str, Card], console: Console) -> None:
-    """Print one line a run, the first measure of each as its gain."""
+    """Print one line a run, the first measure of each as its gain; on a narrow terminal a block a run."""
+    cells = [_cells(name, card) for name, card in cards.items()]
+    tables = [_table(cells)] if console.width >= WIDE else [_block(row) for row in cells]
+    print_plainly(Group(*tables, *(Text(line, "yellow") for line in differences(cards))), console)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for title in COLUMNS:
-        table.add_column(title)
-    for name, card in cards.items():
-        table.add_row(*map(Text, _cells(name, card)))
-    print_plainly(Group(table, *(Text(line, "yellow") for line in differences(cards))), console)
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _block(row: Sequence[str]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=max(map(len, COLUMNS)), no_wrap=True)
+    table.add_column(ratio=1, overflow="fold")
+    table.add_row(Text(COLUMNS[0], "dim"), Text(row[0], "bold"))
+    for title, cell in zip(COLUMNS[1:], row[1:], strict=True):
+        table.add_row(Text(title, "dim"), Text(cell))
+    return table
 
 
 def differences(cards: Mapping[str, Card]) -> list[str]:
