@@ -33,9 +33,13 @@ ROWS, WINDOWS = 48, 12  # validation rows and windows of the base's text that a 
 
 @dataclass(frozen=True)
 class Deciding:
-    """What decides and is in no report: validation rows with the base's loss on them, its scores, some of its text."""
+    """What decides and is in no report: validation rows with the base's loss on them, its scores, some of its text.
+
+    An answer of these rows has `answer` tokens on average.
+    """
 
     rows: tuple[Packed, ...]
+    answer: float
     base_loss: float
     scores: Sequence[Scores]
     probe: Expected
@@ -46,7 +50,8 @@ class Deciding:
         rows = tuple(packed.to(base.decoder.device) for packed in packs(round_robin(valid)[:ROWS], 1024))
         loss = mean_loss(base.decoder, rows)
         assert loss is not None, "a budget needs validation rows"
-        return cls(rows, loss, scores, probe)
+        answer = sum(len(packed.targets) for packed in rows) / sum(len(packed.documents) for packed in rows)
+        return cls(rows, max(1.0, answer), loss, scores, probe)
 
 
 class Looks:
@@ -118,7 +123,8 @@ class Keeper(Looks):
 
     def settle(self) -> Settled:
         """The place that is shipped; what was certified is learned for the next run."""
-        settled = settle(self, self._deciding.base_loss, self._budget.kept, self._limit)
+        deciding = self._deciding
+        settled = settle(self, deciding.base_loss, self._budget.kept, self._limit, answer=deciding.answer)
         drifts = {look.alpha: look.drift for look in settled.looks}
         points = [(drifts[alpha], d.kept.low) for alpha, d in settled.decisions.items() if d.kept.low is not None]
         learn(self._base.fingerprint, tuple(points))
@@ -184,7 +190,7 @@ def reason(settled: Settled, base_loss: float, budget: Budget) -> str:
     gain = f"{percent(round(share, 3))} of the best gain"
     if any(not decision.passed for decision in settled.decisions.values()):
         return f"dial {settled.shipped:g} is the farthest place that was certified, with {gain}"
-    return f"dial {settled.shipped:g} has {gain} and is nearest to the base of those that have as much"
+    return f"dial {settled.shipped:g} has {gain} and is nearest to the base of those whose answers are as likely"
 
 
 def price(settled: Settled, base_loss: float) -> str | None:

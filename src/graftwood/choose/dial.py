@@ -18,7 +18,7 @@ from graftwood.evals.card import Decision
 GRID = (1.0, 0.75, 0.5)
 TRIES = 5
 LEAST = 0.1  # nearer to the base nothing is looked for
-CLOSE = 0.99  # of the best gain: what lies nearer to the base and has this much is as good
+CLOSE = 0.1  # nats an answer: what lies nearer to the base and is short of the best by no more is as good
 LITTLE = 0.05  # of the best gain: where no more can be won, another certificate is not worth its seconds
 CAREFUL = 0.9  # of the way to where the line meets the budget: a bound is a draw, and a failure costs a certificate
 
@@ -52,21 +52,28 @@ class Settled:
 
 
 def settle(
-    way: Way, base_loss: float, kept: float, drift_limit: float | None = None, grid: Sequence[float] = GRID
+    way: Way,
+    base_loss: float,
+    kept: float,
+    drift_limit: float | None = None,
+    *,
+    answer: float,
+    grid: Sequence[float] = GRID,
 ) -> Settled:
     """The place nearest to the base that has nearly the most gain and passes, after at most `TRIES` certificates.
 
     `kept` is the budget, a share; `drift_limit` is what earlier runs on this base say it allows: the first certificate
-    is tried there when the best place lies beyond it.
+    is tried there when the best place lies beyond it. An answer has so many tokens: what is little a token is much an
+    answer, which is right only if all of its tokens are.
     """
-    looks = _seen(way, base_loss, grid)
+    looks = _seen(way, CLOSE / answer, grid)
     best = min(looks.values(), key=lambda look: look.loss)
     decisions: dict[float, Decision] = {}
     if best.loss >= base_loss:
         return Settled(tuple(looks.values()), decisions, None)
     most = base_loss - best.loss
     passed, failed = 0.0, math.inf
-    target = min((look for look in looks.values() if base_loss - look.loss >= CLOSE * most), key=lambda at: at.alpha)
+    target = min((look for look in looks.values() if look.loss <= best.loss + CLOSE / answer), key=lambda at: at.alpha)
     alpha = _within(target, drift_limit)
     lows: dict[float, float | None] = {0.0: 1.0}
     for _ in range(TRIES):
@@ -87,14 +94,14 @@ def settle(
     return Settled(tuple(sorted(looks.values(), key=lambda look: -look.alpha)), decisions, passed if gains else None)
 
 
-def _seen(way: Way, base_loss: float, grid: Sequence[float]) -> dict[float, Look]:
-    """Looks from the far end towards the base, for as long as the gain stays near the best."""
+def _seen(way: Way, close: float, grid: Sequence[float]) -> dict[float, Look]:
+    """Looks from the far end towards the base, for as long as the loss stays so close to the least."""
     looks: dict[float, Look] = {}
     places, best = list(grid), math.inf
     for alpha in places:  # it grows
         looks[alpha] = way.look(alpha)
         loss = looks[alpha].loss
-        if loss > best and base_loss - loss < CLOSE * (base_loss - best):
+        if loss > best + close:
             break
         best = min(best, loss)
         if alpha == places[-1] > LEAST and loss == best:  # it falls still, the nearer the base
