@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import RESULTS, Figure, say, summarise
-from bench.keep.arms import ARMS
+from bench.keep.arms import ARMS, SLIM_TASKS
 from bench.keep.claims import CLAIMS, OURS, Budgeted, Claim, Verdict, budgeted, overall, ready, verdicts
 from bench.keep.effects import Arms
 from bench.keep.picture import headline
@@ -222,8 +222,12 @@ def _numbers(
 
 
 def _word(claim: Claim, rows: Sequence[Verdict], models: Sequence[Budgeted]) -> str:
-    """What a claim came to over all tasks."""
-    return overall(rows, violations(models) if claim.no_violation else None) if rows else "arms are missing"
+    """What a claim came to over all tasks, those that are not finished named."""
+    open_ = [task for task in SLIM_TASKS if task not in {row.task for row in rows}]
+    if not rows:
+        return "arms are missing"
+    word = overall(rows, violations(models) if claim.no_violation else None)
+    return f"{word} so far, arms are missing on {' and '.join(open_)}" if open_ else word
 
 
 def shown(estimate: Estimate) -> str:
