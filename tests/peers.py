@@ -14,7 +14,7 @@ from torch import Tensor
 import tiny
 from conftest import CPU
 from graftwood.base import Base, open_base
-from graftwood.checkpoint import ADAPTER_WEIGHTS, save_adapter
+from graftwood.checkpoint import ADAPTER_WEIGHTS, load_adapter, save_adapter
 from graftwood.data.batch import Examples
 from graftwood.technique import Technique
 from graftwood.train.loop import Trainer
@@ -60,6 +60,17 @@ def their_adapter(folder: Path, adapter: Path, train: bool = False) -> Any:
 
 def distance(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
+
+
+def check_both_read(base: Base, folder: Path, adapter: Path) -> None:
+    """PEFT opens the adapter that this base was saved as, and so do we, to the base's logits."""
+    theirs = their_adapter(folder, adapter)
+    assert distance(logits(theirs), logits(base.decoder)) < 1e-5
+    with base.decoder.without_deltas():
+        assert distance(logits(base.decoder), logits(theirs)) > 1e-3, "the adapter must matter"
+    again = open_base(str(folder), CPU)
+    load_adapter(again, adapter)
+    assert distance(logits(again.decoder), logits(base.decoder)) < 1e-5
 
 
 def their_step(theirs: Any) -> None:
