@@ -22,14 +22,14 @@ from graftwood.errors import ModelError
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder
-from graftwood.runtime import Place
+from graftwood.runtime import place
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-CPU = Place(torch.device("cpu"), torch.float32)
+CPU = place("cpu", "float32")
 
 
 @pytest.fixture(autouse=True)

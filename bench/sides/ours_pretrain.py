@@ -15,7 +15,7 @@ from graftwood.data.corpus import Stream, Windows
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.pretraining import NOTHING, initialise, plan_windows
-from graftwood.runtime import use_threads
+from graftwood.runtime import place, use_threads
 from graftwood.scaling import budget, sizes
 from graftwood.technique import TECHNIQUES
 from graftwood.train.loop import Trainer, mean_loss
@@ -65,6 +65,7 @@ def main() -> None:
     turns = Turns()
     work = turns.work
     use_threads(work["threads"])
+    place("cpu", "float32")
     training = trainer(work, configured(work))
     decoder, order = training.decoder, training.order
     windows = torch.from_numpy(np.load(work["windows"]).astype(np.int64))

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from graftwood.model.config import ModelConfig
 from graftwood.model.layers import Linear, RMSNorm, project, rotate
 from graftwood.model.rope import local_tables, rotary_tables
-from graftwood.model.short import SHORT, short_attention
+from graftwood.model.short import SHORT_WIDE, is_short, short_attention
+from graftwood.runtime import narrow_products
 
 Turn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -284,13 +285,13 @@ def _causal(
     q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, sinks: Tensor | None, mask: Tensor | None = None
 ) -> Tensor:
     tokens = q.shape[1]
-    plain = scoring.cap is None and sinks is None and (scoring.window or tokens) >= tokens
-    if mask is None and plain and tokens <= SHORT and q.requires_grad and q.device.type == "cpu":
+    plain = scoring.cap is None and sinks is None
+    if mask is None and not (plain and (scoring.window or tokens) >= tokens):
+        mask = ~_hidden(torch.arange(tokens, device=q.device), tokens, scoring.window)
+    if plain and is_short(q, k.shape[1], masked=mask is not None):
         shared = q.shape[2] // k.shape[2]
         k, v = (y if shared == 1 else y.repeat_interleave(shared, 2) for y in (k, v))
-        return short_attention(q, k, v, scoring.scale or q.shape[-1] ** -0.5)
-    if mask is None and not plain:
-        mask = ~_hidden(torch.arange(tokens, device=q.device), tokens, scoring.window)
+        return short_attention(q, k, v, scoring.scale or q.shape[-1] ** -0.5, mask)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return _weighed(q, k, v, mask, scoring, sinks, is_causal=mask is None).transpose(1, 2)
 
@@ -345,9 +346,7 @@ def _continued(
         # The heads of a group share their keys, so they can stand where queries of different positions would.
         groups = keys_BGSD.shape[1]
         grouped = q.view(batch, groups, heads // groups, size)
-        return F.scaled_dot_product_attention(
-            grouped, keys_BGSD, values_BGSD, attn_mask=mask, scale=scoring.scale
-        ).view(q.shape)
+        return _fused(grouped, keys_BGSD, values_BGSD, mask, scale=scoring.scale).view(q.shape)
     return _weighed(q.transpose(1, 2), keys_BGSD, values_BGSD, mask, scoring, sinks).transpose(1, 2)
 
 
@@ -362,9 +361,7 @@ def _weighed(
 ) -> Tensor:
     """Attention under a mask, [B, H, T, D]; scores are written out where they are capped or have sinks beside them."""
     if scoring.cap is None and sinks_H is None:
-        return F.scaled_dot_product_attention(
-            q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, is_causal=is_causal, scale=scoring.scale, enable_gqa=True
-        )
+        return _fused(q_BHTD, k_BGSD, v_BGSD, mask, is_causal=is_causal, scale=scoring.scale, enable_gqa=True)
     groups = k_BGSD.shape[1]
     scale = q_BHTD.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
     scores = q_BHTD.unflatten(1, (groups, -1)) @ k_BGSD.unsqueeze(2).mT * scale
@@ -378,6 +375,14 @@ def _weighed(
         scores = torch.cat((scores, column), dim=-1)
     shares = scores.float().softmax(-1).to(v_BGSD.dtype)[..., : k_BGSD.shape[2]]
     return (shares @ v_BGSD.unsqueeze(2)).flatten(1, 2)
+
+
+def _fused(q_BHTD: Tensor, *others: Any, **options: Any) -> Tensor:
+    """Torch's own kernel. What few queries multiply is too little for wide products, which take longer to begin."""
+    if q_BHTD.shape[2] > SHORT_WIDE:
+        return F.scaled_dot_product_attention(q_BHTD, *others, **options)
+    with narrow_products():
+        return F.scaled_dot_product_attention(q_BHTD, *others, **options)
 
 
 def _hidden(positions_T: Tensor, filled: int, window: int | None) -> Tensor:
