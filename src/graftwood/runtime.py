@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -59,11 +60,11 @@ def use_wide_products() -> bool:
     Sets `torch.backends.mkldnn.matmul.fp32_precision`, and only where a product then is exact to float32.
     """
     global _wide
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or "AuthenticAMD" not in _processor():
+    setting = _onednn()
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or "AuthenticAMD" not in _processor() or setting is None:
         return False
     probe = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
     exact = probe.double() @ probe.double().T
-    setting = torch.backends.mkldnn.matmul
     before, setting.fp32_precision = setting.fp32_precision, "bf16"
     if (probe @ probe.T - exact).norm() > 1e-5 * exact.norm():  # bfloat16: 2e-3
         setting.fp32_precision = before
@@ -83,12 +84,18 @@ def narrow_products() -> Iterator[None]:
     if not _wide:
         yield
         return
-    setting = torch.backends.mkldnn.matmul
+    setting = _onednn()
     setting.fp32_precision = "ieee"
     try:
         yield
     finally:
         setting.fp32_precision = "bf16"
+
+
+def _onednn() -> Any:
+    """Torch's settings of oneDNN's matrix products, or None of a torch that has none."""
+    setting = getattr(torch.backends.mkldnn, "matmul", None)
+    return setting if hasattr(setting, "fp32_precision") else None
 
 
 def _processor() -> str:

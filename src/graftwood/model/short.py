@@ -32,7 +32,7 @@ def is_short(q_BTHD: Tensor, keys: int, masked: bool) -> bool:
 def short_attention(
     q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, scale: float, mask_TS: Tensor | None = None
 ) -> Tensor:
-    """Values weighted by softmax(q k^T * scale), [B, T, H, D], under the mask (True: visible) or else the causal one."""
+    """Values weighted by softmax(q k^T * scale), [B, T, H, D], under the mask (True: visible), else the causal one."""
     hidden = _later(q_BTHD.shape[1], q_BTHD.dtype) if mask_TS is None else _added(mask_TS, q_BTHD.dtype)
     return _Short.apply(q_BTHD, k_BSHD, v_BSHD, scale, hidden)  # type: ignore[no-untyped-call]
 
