@@ -99,12 +99,19 @@ def answered(lost: float, won: float) -> tuple[Ability, ...]:
     )
 
 
+def some_gained() -> tuple[Ability, ...]:
+    """The bundle, of which one ability gained much, one nothing, and the two others lost."""
+    gains = ((0.0, 0.1), (0.0, 0.0), (0.05, 0.0), (0.1, 0.1))
+    return tuple(replace(ability, lost=a, won=b) for ability, (a, b) in zip(bundle(0, 0, 0.1), gains, strict=True))
+
+
 PASSAGES = tuple(1 + n % 3 for n in range(60))
 CASES: Mapping[str, tuple[Ability, ...]] = {
     "bundle, 2% lost": bundle(0.02, 0.01, 0.1),
     "bundle, 5% lost": bundle(0.05, 0.03, 0.1),
     "bundle, 10% lost": bundle(0.10, 0.05, 0.1),
     "bundle, 20% lost": bundle(0.20, 0.08, 0.1),
+    "bundle, some gained": some_gained(),
     "right or wrong, 5% lost": answered(0.05, 0.03),
     "right or wrong, 15% lost": answered(0.15, 0.05),
     "one weighed ability": (Ability(singles(100), 0.25, 0.40, 0.05, 0.02, noise=0.4),),

@@ -174,6 +174,22 @@ def test_what_is_given_overrides_what_follows() -> None:
         sizes(PretrainConfig(data="x", width=100, heads=3), 512)
 
 
+def test_a_dial_that_cannot_be_met_says_what_can() -> None:
+    with pytest.raises(
+        ConfigError, match=r"--params 1: the nearest model with a vocabulary of 4,096 has \d+,\d+ param"
+    ):
+        sizes(PretrainConfig(data="x", params=1), 4096)
+
+
+@pytest.mark.parametrize(
+    ("given", "source"),
+    [(1, "1 as given, in whole windows of 128"), (1000, "1,000 as given, in whole windows of 128"), (256, GIVEN)],
+)
+def test_a_batch_is_whole_windows_and_says_so(given: int, source: str) -> None:
+    batch = budget(PretrainConfig(data="x", batch_tokens=given), 10**6, 10**6, 128).batch_tokens
+    assert (batch.value % 128, batch.source) == (0, source)
+
+
 def test_tokens_follow_the_parameters_up_to_what_the_corpus_bears() -> None:
     config = PretrainConfig(data="x")
     rich, poor = (budget(config, 10**6, corpus, 128) for corpus in (10**9, 10**5))

@@ -125,6 +125,7 @@ def main() -> None:
     turns = Turns()
     work = turns.work
     torch.set_num_threads(work["threads"])
+    torch.set_float32_matmul_precision(work.get("products", "highest"))
     model, tokenizer = load(work)
     if work["warm_up"]:
         trainer(model, tokenizer, work, 1).train()

@@ -14,6 +14,7 @@ DEPTH = 4
 WIDTH_A_LAYER = 64
 TOKENS_A_PARAMETER = 20
 MOST_PASSES = 16
+APART = 2  # times as many parameters as were asked for, or a part of them: more is another model
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,12 @@ def _for_parameters(wanted: int, vocab_size: int) -> tuple[int, int]:
         miss = abs(math.log((12 * layers * width**2 + vocab_size * width) / wanted))
         options.append((round(abs(math.log(width / layers / WIDTH_A_LAYER)), 1) + 4 * miss, layers, width))
     _, layers, width = min(options)
+    found = 12 * layers * width**2 + vocab_size * width
+    if not wanted / APART <= found <= wanted * APART:
+        raise ConfigError(
+            f"--params {wanted:,}: the nearest model with a vocabulary of {vocab_size:,} has {found:,} parameters; give about "
+            "as many, another vocabulary, or --layers and --width"
+        )
     return layers, width
 
 
@@ -119,7 +126,9 @@ def budget(config: PretrainConfig, parameters: int, corpus_tokens: int, context:
     compute = 6 * parameters * tokens.value
     source = "from the run's compute: DeepSeek LLM, arXiv 2401.02954, eq. 1"
     batch = _or(config.batch_tokens, round(0.2920 * compute**0.3271), source)
-    batch = Setting(max(1, round(batch.value / context)) * context, batch.source)
+    whole = max(1, round(batch.value / context)) * context
+    source = f"{config.batch_tokens:,} as given" if config.batch_tokens else batch.source
+    batch = batch if whole == batch.value else Setting(whole, f"{source}, in whole windows of {context:,}")
     rate = 0.3118 * compute**-0.1250
     if config.model is not None:
         rate, source = rate / 10, "a tenth of a new model's, so that the base keeps what it knows"

@@ -78,3 +78,15 @@ def test_a_higher_budget_needs_more_items_and_all_of_it_more_than_there_are() ->
     assert needs == sorted(needs)  # type: ignore[type-var]
     assert items_needed(shares([base], [base], [0.0]), 1.0) is None
     assert items_needed([], 0.9) is None
+
+
+def test_an_ability_that_gained_widens_no_lower_bound() -> None:
+    generator = np.random.default_rng(0)
+    base = generator.beta(2, 3, 50)
+    gained = base + generator.uniform(0.0, 0.6, 50) * (1 - base)
+    both = shares([gained, base], [base, base], [0.25, 0.0])
+    alone = kept(both[:1])
+    assert alone.value is not None and alone.low is not None and alone.high is not None
+    assert alone.value > 1.2 and alone.high - alone.low > 0.2
+    low = kept(both).low
+    assert low is not None and low > 0.99  # what was there is there still
