@@ -86,7 +86,11 @@ def test_an_ability_that_gained_widens_no_lower_bound() -> None:
     gained = base + generator.uniform(0.0, 0.6, 50) * (1 - base)
     both = shares([gained, base], [base, base], [0.25, 0.0])
     alone = kept(both[:1])
-    assert alone.value is not None and alone.low is not None and alone.high is not None
-    assert alone.value > 1.2 and alone.high - alone.low > 0.2
+    assert alone.value is not None
+    assert alone.low is not None
+    assert alone.high is not None
+    assert alone.value > 1.2
+    assert alone.high - alone.low > 0.2
     low = kept(both).low
-    assert low is not None and low > 0.99  # what was there is there still
+    assert low is not None
+    assert low > 0.99
