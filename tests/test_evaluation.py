@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -169,7 +170,7 @@ def graft(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str,
 
 
 def test_the_verb_shows_a_table_or_json(
-    folder: Path, base: Base, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, base: Base, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     one, two = tiny.adapter(base, "lora", tmp_path / "one"), tiny.adapter(base, "ia3", tmp_path / "two")
     words = ("eval", folder, "-a", one, "-a", two, "--tasks", tasks)
@@ -179,6 +180,11 @@ def test_the_verb_shows_a_table_or_json(
         assert heading in out
     assert [line.split()[0] for line in out.splitlines()[2:6]] == ["base", "one", "two", "program:"]
     assert max(map(len, out.splitlines())) <= 80, "it fits a terminal of the usual width"
+    monkeypatch.setenv("COLUMNS", "50")
+    code, out, _ = graft(capsys, *words)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 50
+    assert "…" not in out, "what is too wide for the terminal is folded, not cut"
     code, out, _ = graft(capsys, *words, "--json")
     assert code == 0
     assert [judged["name"] for judged in json.loads(out)["adapters"]] == ["one", "two"]

@@ -54,7 +54,7 @@ def _plain(given: Estimate) -> str:
 
 def _scores(found: Evaluation, place: int) -> Table:
     """One task: scores in per cent, changes in points, 95% intervals in brackets."""
-    columns = {"score [95%]": 20, "change [95%]": 20, "lost/won": 8, "p": 5, "kept": 6}
+    columns = {"score [95%]": 20, "change [95%]": 22, "lost/won": 8, "p": 5, "kept": 6}
     table = _table(columns if found.adapters else {"score [95%]": 20}, header=place == 0)
     table.add_row(Text("base"), Text(_interval(found.base.tasks[place].score)))
     _more(table, found.base.tasks[place])
@@ -91,8 +91,8 @@ def _kept(found: Evaluation) -> Table:
 
 def _table(columns: Mapping[str, int], header: bool) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", show_header=header)
-    for name, width in {"": 15, **columns}.items():
-        table.add_column(name, width=width, no_wrap=True, overflow="ellipsis")
+    for name, width in {"": 13, **columns}.items():
+        table.add_column(name, width=width, overflow="fold")  # on a narrow terminal narrower, nothing cut off
     return table
 
 
