@@ -102,8 +102,8 @@ def _for_parameters(wanted: int, vocab_size: int) -> tuple[int, int]:
     found = 12 * layers * width**2 + vocab_size * width
     if not wanted / APART <= found <= wanted * APART:
         raise ConfigError(
-            f"--params {wanted:,}: the nearest model with a vocabulary of {vocab_size:,} has {found:,} parameters; give "
-            "about as many, another vocabulary, or --layers and --width"
+            f"--params {wanted:,}: the nearest model with a vocabulary of {vocab_size:,} has {found:,} parameters; "
+            "give about as many, another vocabulary, or --layers and --width"
         )
     return layers, width
 

@@ -291,8 +291,8 @@ def _written(lines: Iterable[tuple[int, bytes]], file: str) -> list[tuple[int, b
     if len(written) > 1 and not any(line.lstrip().startswith((b"{", b"[", b'"')) for _, line in written):
         number, line = written[0]
         raise DataError(
-            f"{file}:{number}: this is text, not JSONL: {line.decode('utf-8', 'replace')[:40]!r} and no other line is an "
-            'object; write rows as {"text": "..."}, one a line, or learn the text as it stands with graft pretrain'
+            f"{file}:{number}: this is text, not JSONL: {line.decode('utf-8', 'replace')[:40]!r} and no other line is "
+            'an object; write rows as {"text": "..."}, one a line, or learn the text as it stands with graft pretrain'
         )
     return written
 
