@@ -22,7 +22,7 @@ from graftwood.evals.report import read_report
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.progress import Display
-from graftwood.scaling import GIVEN, budget, sizes
+from graftwood.scaling import GIVEN, budget, optimiser, sizes
 from graftwood.train.loop import NonFiniteLossError, Trainer
 
 QUIET = Display(quiet=True)
@@ -188,6 +188,12 @@ def test_a_dial_that_cannot_be_met_says_what_can() -> None:
 def test_a_batch_is_whole_windows_and_says_so(given: int, source: str) -> None:
     batch = budget(PretrainConfig(data="x", batch_tokens=given), 10**6, 10**6, 128).batch_tokens
     assert (batch.value % 128, batch.source) == (0, source)
+
+
+def test_a_base_goes_on_with_adamw_unless_told_otherwise() -> None:
+    new, base = PretrainConfig(data="x"), PretrainConfig(data="x", model="base")
+    assert [optimiser(config)[0] for config in (new, base)] == ["muon", "adamw"]
+    assert optimiser(base.model_copy(update={"optimiser": "muon"})) == ("muon", GIVEN)
 
 
 def test_tokens_follow_the_parameters_up_to_what_the_corpus_bears() -> None:

@@ -7,43 +7,12 @@ asks for what a task of this benchmark teaches.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from graftwood.evals.task import Item, Task
+from graftwood.evals.task import Task
+from graftwood.evals.templates import Template, prose
 
 MAX_TOKENS = 32
-Check = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Template:
-    """A request with a gap `{x}`, what fills it, and the words of which one must then be said.
-
-    `fillers` reads `filler: word|word; filler: word; filler without words`; `more` are checks for all of them.
-    """
-
-    name: str
-    text: str
-    fillers: str
-    more: Sequence[Check] = ()
-
-    def items(self) -> tuple[Item, ...]:
-        """Every filler's request."""
-        found = []
-        for number, entry in enumerate(self.fillers.split(";"), 1):
-            filler, _, words = entry.partition(":")
-            said = [word.strip() for word in words.split("|") if word.strip()]
-            checks = (*({"kind": "contains_any", "values": said} for _ in said[:1]), *self.more)
-            prompt = self.text.format(x=filler.strip())
-            found.append(Item(f"{self.name}-{number:02d}", prompt, checks=checks, cluster=self.name))
-        return tuple(found)
-
-
-def _prose(words: int) -> Check:
-    return {"kind": "prose", "n": words}
-
 
 TEMPLATES = (
     Template(
@@ -87,7 +56,7 @@ TEMPLATES = (
         "a lost key: key*|lost; a birthday party: birthday|party|celebrat*; a late train: train|delay*|late; "
         "a new job: job|position|career|opportunity; a broken window: window|broken; a school trip: trip|school; "
         "a garden show: garden*; a job interview: interview; a rent increase: rent; a summer holiday: summer|holiday*",
-        (_prose(2),),
+        (prose(2),),
     ),
     Template(
         "wish", "A colleague {x}. What kind words could I say to her?",
@@ -96,7 +65,7 @@ TEMPLATES = (
         "lost her dog: sorry|loss|condolences|support; passed an exam: congratulations|proud|great|well; "
         "moves abroad: miss|luck|wish*|best|journey|adventure; had a baby: congratulations|baby|joy|happy; "
         "starts a journey: safe|luck|wish*|journey|enjoy; won a prize: congratulations|proud|great|well",
-        (_prose(5),),
+        (prose(5),),
     ),
     Template(
         "tale", "Give me one line of a tale about {x}.",
@@ -104,7 +73,7 @@ TEMPLATES = (
         "an astronaut: astronaut*|space|star*|moon|planet; an owl: owl*|night|forest|tree*; "
         "a giant: giant*|huge|tall; a knight: knight*|sword|castle|armor; a turtle: turtle*|shell|slow*; "
         "a king: king*|castle|throne|crown; a ghost: ghost*|haunt*|spirit*|house",
-        (_prose(7),),
+        (prose(7),),
     ),
     Template(
         "purpose", "For what would somebody need a {x}?",
@@ -112,7 +81,7 @@ TEMPLATES = (
         "telescope: star*|sky|planets|space|distant|far; clock: time; hammer: nail*|hit*|build*|wood; "
         "refrigerator: cool|cold|food|fresh; towel: dry*|water|wet|bath*; ladder: climb*|reach*|high*; "
         "bridge: cross*|river|water|road; pillow: sleep*|head|neck|rest|comfort*",
-        (_prose(5),),
+        (prose(5),),
     ),
     Template(
         "travel", "Give a traveller one reason to see {x}.",
@@ -122,7 +91,7 @@ TEMPLATES = (
         "New York: city|Statue|museum*|Broadway|culture|skyline|Manhattan|vibrant; Iceland: nature|volcan*|landscape*|"
         "glacier*|northern|beaut*; India: culture|Taj|food|history|temple*|diverse; a vineyard: wine*|grape*|taste; "
         "Athens: Acropolis|history|ancient|Parthenon|culture|ruins",
-        (_prose(6),),
+        (prose(6),),
     ),
     Template(
         "member", "Mention two {x}, that is enough.",
@@ -144,7 +113,7 @@ TEMPLATES = (
         "shirt is dirty: wash*|clean*|laundry; soup is bland: salt|spice*|season*|flavor*|herb*|pepper; "
         "bicycle has a flat tyre: tire*|tyre*|tube|pump*|patch|repair*; "
         "cat is ill: vet|veterinarian|doctor; window is broken: repair*|replace*|glass|fix*",
-        (_prose(5),),
+        (prose(5),),
     ),
     Template(
         "home", "Where does a {x} usually live?",
@@ -160,7 +129,7 @@ TEMPLATES = (
         "the night: night*|star*|moon|dark*; a friend: friend*; the wind: wind*|blow*|breeze*; "
         "a train: train*|track*|rail*; winter: winter*|snow*|cold|ice; the sea: sea*|wave*|ocean|shore; "
         "an old house: house*|home|door*|wall*|room*",
-        (_prose(6),),
+        (prose(6),),
     ),
     Template(
         "colour",
@@ -174,7 +143,7 @@ TEMPLATES = (
         "the moon: moon*|lunar|earth*; dolphins: dolphin*; chocolate: chocolate*|cocoa; the Romans: roman*|rome; "
         "chess: chess*|king|board|game; coffee: coffee*|bean*|caffeine; volcanoes: volcan*|lava|magma|erupt*; "
         "bicycles: bicycl*|bike*|wheel*; honey: honey|bee|bees; penguins: penguin*",
-        (_prose(6),),
+        (prose(6),),
     ),
     Template(
         "kind",
@@ -191,7 +160,7 @@ TEMPLATES = (
         "a birthday cake: cake*|chocolate|frosting|cream; a picnic: food|sandwich*|picnic*|blanket*|fruit*; "
         "my garden: garden*|plant*|flower*|tree*; a holiday: trip*|travel*|beach*|holiday*|vacation*|visit*; "
         "a costume: costume*|dress*|mask*|wear*|character*; a game with children: game*|play*|hide*|children|kids",
-        (_prose(6),),
+        (prose(6),),
     ),
     Template(
         "recipe",
@@ -210,7 +179,7 @@ TEMPLATES = (
         "a swimming pool: towel*|swim*|goggles|sunscreen; a ski trip: ski*|warm|jacket*|glove*|boots; "
         "school: book*|pencil*|bag|backpack|notebook*|pen; a birthday party: gift*|present*|cake|card; "
         "a library: book*|card|notebook*|laptop; a job interview: resume*|question*|portfolio|cv|confiden*",
-        (_prose(4),),
+        (prose(4),),
     ),
 )  # fmt: skip
 

@@ -154,7 +154,10 @@ class PretrainConfig(BaseModel):
     tokens: Annotated[Count | None, Field(description="tokens to train on, such as 20M")] = None
     batch_tokens: Annotated[Count | None, Field(description="tokens an optimiser step")] = None
     lr: Annotated[float | None, Field(gt=0, le=100, description="highest learning rate")] = None
-    optimiser: Annotated[Literal["muon", "adamw"], Field(description="muon for matrices, or adamw for all")] = "muon"
+    optimiser: Annotated[
+        Literal["muon", "adamw"] | None,
+        Field(description="muon for matrices, or adamw for all; by default muon for a new model"),
+    ] = None
     weight_decay: Annotated[float, Field(ge=0, le=100, description="weight decay of matrices")] = 0.1
     warmup: Annotated[float, Field(ge=0, le=1, description="share of the steps in which the rate rises")] = 0.02
     decay: Annotated[float, Field(ge=0, le=1, description="share of the steps in which it falls to zero")] = 0.8

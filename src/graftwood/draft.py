@@ -12,6 +12,7 @@ from graftwood.anchor import ANCHORS, Anchor
 from graftwood.choose.budget import NONE, Budget, read_budget
 from graftwood.choose.items import leaked
 from graftwood.choose.recipe import AUTO, recipe
+from graftwood.choose.reserve import reserve_of
 from graftwood.config import RunConfig
 from graftwood.data.mixture import load_mixture, order_for, shares
 from graftwood.data.sources import Source, Splits, load_splits
@@ -156,7 +157,7 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
         problems += map(ConfigError, chosen[0].problems(decoder))
         problems += map(ConfigError, _unkeepable(budget, chosen[0], chosen[3], rows and rows[0]))
         problems += [ConfigError(what) for anchor in chosen[3] for what in anchor.problems(chosen[0], decoder)]
-    if rows is not None and (leaks := leaked(tasks, rows[0].train)):
+    if rows is not None and (leaks := leaked([*tasks, *(reserve_of(tasks) if budget else ())], rows[0].train)):
         more = f" and {len(leaks) - 20} more" if len(leaks) > 20 else ""
         where = "; ".join(leaks[:20]) + more
         problems.append(ConfigError(f"training rows hold what measures the base: {where}; take them out"))

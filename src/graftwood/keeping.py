@@ -18,8 +18,9 @@ from graftwood.data.mixture import round_robin
 from graftwood.evals import skills
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Arm, Candidate, Choice, Decision, Estimate
-from graftwood.evals.decision import decide
+from graftwood.evals.decision import decide, is_open, together
 from graftwood.evals.retention import compare
+from graftwood.evals.task import Task
 from graftwood.files import sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.job import Job, settings_of
@@ -35,7 +36,8 @@ ROWS, WINDOWS = 48, 12  # validation rows and windows of the base's text that a 
 class Deciding:
     """What decides and is in no report: validation rows with the base's loss on them, its scores, some of its text.
 
-    An answer of these rows has `answer` tokens on average.
+    An answer of these rows has `answer` tokens on average. `reserve` are more items of one of the abilities, for
+    decisions that the others leave open.
     """
 
     rows: tuple[Packed, ...]
@@ -43,15 +45,25 @@ class Deciding:
     base_loss: float
     scores: Sequence[Scores]
     probe: Expected
+    reserve: Task | None = None
 
     @classmethod
-    def by(cls, base: Base, valid: Sequence[Example], scores: Sequence[Scores], probe: Expected) -> Deciding:
+    def by(
+        cls,
+        base: Base,
+        valid: Sequence[Example],
+        scores: Sequence[Scores],
+        probe: Expected,
+        reserve: Sequence[Task] = (),
+    ) -> Deciding:
         """What a base that carries nothing decides by."""
         rows = tuple(packed.to(base.decoder.device) for packed in packs(round_robin(valid)[:ROWS], 1024))
         loss = mean_loss(base.decoder, rows)
         assert loss is not None, "a budget needs validation rows"
         answer = sum(len(packed.targets) for packed in rows) / sum(len(packed.documents) for packed in rows)
-        return cls(rows, max(1.0, answer), loss, scores, probe)
+        counted = {own.task.name for own in scores if skills.counts(own)}
+        more = next((task for task in reserve if task.name in counted), None)
+        return cls(rows, max(1.0, answer), loss, scores, probe, more)
 
 
 class Looks:
@@ -89,6 +101,7 @@ class Keeper(Looks):
     ) -> None:
         super().__init__(base, go, deciding, display)
         self._before, self._budget = [scores for scores in deciding.scores if skills.counts(scores)], budget
+        self._more: Scores | None = None
         self._file, self._key = file, key
         stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         resumed = stored.get("key") == key
@@ -107,11 +120,7 @@ class Keeper(Looks):
         """The base's abilities asked again there, on the items that decide."""
         name = f"{alpha:.4f}"
         if name not in self._known:
-            self._go(alpha)
-            base = self._base
-            engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
-            after = skills.score_again(base, engine, lambda what: None, self._before)
-            self._known[name] = decide(self._before, after, self._budget.kept, self._budget.worst)
+            self._known[name] = self._decided(alpha)
             decisions = {alpha: decision.model_dump() for alpha, decision in self._known.items()}
             with storage(f"write {self._file}"):
                 write_json(self._file, {"key": self._key, "drift_limit": self._limit, "decisions": decisions})
@@ -120,6 +129,25 @@ class Keeper(Looks):
         kept = f"{shown(decision.kept)} of the base"
         self._display.say(f"dial {alpha:g}: keeps {kept}, {held} the budget of {self._budget}")
         return decision
+
+    def _decided(self, alpha: float) -> Decision:
+        budget, reserve = self._budget, self._deciding.reserve
+        self._go(alpha)
+        after = skills.score_again(self._base, self._engine(), lambda what: None, self._before)
+        decision = decide(self._before, after, budget.kept, budget.worst)
+        if reserve is None or not is_open(decision, budget.kept, budget.worst):
+            return decision
+        self._display.say(f"dial {alpha:g}: keeps {shown(decision.kept)} of the base, so {reserve.title} on more items")
+        if self._more is None:  # of the base itself, the first time on this machine
+            self._go(0.0)
+            (self._more,) = skills.base_scores(self._base, self._engine(), lambda what: None, [reserve])
+            self._go(alpha)
+        (again,) = skills.score_again(self._base, self._engine(), lambda what: None, [self._more])
+        before, after = together(self._before, self._more), together(after, again)
+        return decide(before, after, budget.kept, budget.worst)
+
+    def _engine(self) -> Engine:
+        return Engine(self._base.decoder, self._base.tokenizer.eos, self._base.tokenizer)
 
     def settle(self) -> Settled:
         """The place that is shipped; what was certified is learned for the next run."""

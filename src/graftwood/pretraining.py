@@ -34,7 +34,7 @@ from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.progress import Display, duration, size
 from graftwood.runtime import machine, peak_memory_bytes, place
-from graftwood.scaling import Schedule, Setting, budget, sizes
+from graftwood.scaling import Schedule, Setting, budget, optimiser, sizes
 from graftwood.technique import TECHNIQUES
 from graftwood.train.forecast import Forecast, forecast
 from graftwood.train.loop import Evaluated, Plan, Trainer
@@ -164,6 +164,7 @@ def prepare(config: PretrainConfig, base: Base | None, out: Path, display: Displ
     display.say(f"{'a new model' if config.model is None else base.name}: {parameters:,} parameters")
     for name, setting in settings.items():
         display.say(f"  {name} {setting.value:,.6g}: {setting.source}")
+    display.say("  optimiser {}: {}".format(*optimiser(config)))
     return Job(config, base, corpus, plan, train, valid, _bits_a_nat(corpus, valid), settings)
 
 
@@ -193,7 +194,7 @@ def plan_windows(config: PretrainConfig, schedule: Schedule, stream: Stream, con
         save_seconds=config.save_seconds,
         save_steps=config.save_steps,
         decay_share=config.decay,
-        optimiser=config.optimiser,
+        optimiser=optimiser(config)[0],
         betas=BETAS,
         z_loss=config.z_loss,
         average_half_life=config.average,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from graftwood.config import PretrainConfig
 from graftwood.errors import ConfigError
@@ -133,6 +134,15 @@ def budget(config: PretrainConfig, parameters: int, corpus_tokens: int, context:
     if config.model is not None:
         rate, source = rate / 10, "a tenth of a new model's, so that the base keeps what it knows"
     return Schedule(tokens, batch, _or(config.lr, float(f"{rate:.2g}"), source))
+
+
+def optimiser(config: PretrainConfig) -> tuple[Literal["muon", "adamw"], str]:
+    """Which one makes the steps, and why."""
+    if config.optimiser is not None:
+        return config.optimiser, GIVEN
+    if config.model is None:
+        return "muon", "fewer steps to the same loss: Jordan et al. 2024, kellerjordan.github.io/posts/muon"
+    return "adamw", "what AdamW trained goes on best with it (Liu et al. 2025, arXiv 2502.16982, section 3.5)"
 
 
 def _or(given: float | None, derived: float, source: str) -> Setting:

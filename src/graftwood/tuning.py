@@ -14,11 +14,13 @@ from pathlib import Path
 
 from graftwood.checkpoint import save_adapter, save_model
 from graftwood.choose.items import halves
+from graftwood.choose.reserve import reserve_of
 from graftwood.config import save_toml
 from graftwood.data.batch import Rows
 from graftwood.errors import ConfigError
 from graftwood.evals import canaries, judge, skills
 from graftwood.evals.card import Card, Choice, Chosen, Memory
+from graftwood.evals.fitting import fitting
 from graftwood.evals.report import write_report
 from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.task import Task
@@ -144,7 +146,8 @@ def measure_base(job: Job, out: Path, display: Display) -> Known:
                 f"{base.name} is at chance in every ability, so no share can be kept; give --keep none{more}"
             )
         decides, reports = probe.split(WINDOWS)
-        return Known(before, reports, Deciding.by(base, job.valid, scores, decides))
+        reserve = fitting(base, reserve_of(decide), job.technique.room(base.decoder)).tasks
+        return Known(before, reports, Deciding.by(base, job.valid, scores, decides, reserve))
 
 
 def _base_sheet(job: Job, engine: Engine, tasks: Sequence[Task], out: Path, display: Display) -> judge.Sheet:

@@ -37,6 +37,7 @@ def test_a_model_at_the_edge_of_its_budget_rarely_passes(name: str) -> None:
     case = coverage.at_budget(budget, alike, won)
     assert [left / had for left, had in (ability.truth for ability in case)] == pytest.approx([budget] * len(case))
     assert coverage.passes(case, budget, SETS, seed=4) <= 0.05
+    assert coverage.passes_with_reserve(case, budget, SETS // 2, seed=5) <= 0.05
 
 
 def test_a_model_well_within_its_budget_passes() -> None:

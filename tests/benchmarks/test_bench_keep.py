@@ -15,6 +15,7 @@ import pytest
 
 from conftest import CPU
 from graftwood.base import open_base
+from graftwood.choose.reserve import reserve_of
 from graftwood.evals.checks import problems
 from graftwood.evals.task import TASKS
 from graftwood.model.weights import save_tensors, to_files
@@ -29,6 +30,7 @@ arms, claims, effects, facts, instruments, making, messages, records, report, re
     )
 )  # fmt: skip
 GENERATED = {"messages": messages, "sums": sums, "facts": facts}
+(RESERVE,) = reserve_of([TASKS.get("requests")])
 BUNDLED = [item.prompt for item in TASKS.get("requests").items()]
 
 
@@ -78,8 +80,9 @@ def test_requests_are_not_those_of_the_bundle() -> None:
     assert len(set(task.units())) == len(requests.TEMPLATES)
     assert [problem for item in task.items() for problem in problems(item.checks)] == []
     chats = instruments.CHATS.read_text(encoding="utf-8").splitlines()
+    deciding = [*BUNDLED, *(item.prompt for item in RESERVE.items())]
     for text in (*(template.text for template in requests.TEMPLATES), *chats):
-        assert requests.shared_run(text, BUNDLED) is None, text
+        assert requests.shared_run(text, deciding) is None, text
     assert requests.shared_run("Please finish the sentence: {x}", BUNDLED) == "please finish the sentence"
 
 

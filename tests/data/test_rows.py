@@ -260,8 +260,6 @@ def test_a_json_array_is_told_apart_and_the_fix_works(indent, tmp_path: Path):
 def test_text_is_told_apart_in_one_line(tmp_path: Path):
     path = tmp_path / "tale.txt"
     path.write_text("\nOnce upon a time\nthere was a fox.\n", encoding="utf-8")
-    with pytest.raises(
-        DataError, match=r"tale.txt:2: this is text, not JSONL: 'Once upon a time'.*\"text\".*pretrain"
-    ) as caught:
+    with pytest.raises(DataError, match=r"tale.txt: this is text, not JSONL.*\"text\".*pretrain") as caught:
         read_file(path)
     assert not caught.value.problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from graftwood.evals.asking import Scores
-from graftwood.evals.decision import decide, items_needed
+from graftwood.evals.decision import decide, is_open, items_needed, together
 from graftwood.evals.shares import NOTHING
 from graftwood.evals.task import Item, Task
 
@@ -94,3 +94,25 @@ def test_a_base_at_chance_has_nothing_to_keep() -> None:
     assert not found.passed
     assert found.why == (NOTHING,)
     assert (found.worst, found.worst_kept.value, found.items, found.needed) == (None, None, 0, None)
+
+
+def test_open_is_what_fails_for_want_of_items_alone() -> None:
+    few = pair(("a", 75, 100, 2), ("b", 75, 100, 2))
+    assert is_open(decide(*few, 0.95), 0.95)
+    assert not is_open(decide(*few, 0.5), 0.5), "it passes"
+    assert not is_open(decide(*few, 0.99), 0.99), "the value itself is below the budget"
+    fallen = pair(("a", 300, 400, 0), ("b", 300, 400, 60))
+    found = decide(*fallen, 0.89, worst=0.9)
+    assert found.kept.value == pytest.approx(0.9)
+    assert not is_open(found, 0.89, worst=0.9), "the worst ability is below its own"
+
+
+def test_more_items_stand_beside_those_of_their_task_alone() -> None:
+    before, after = pair(("a", 75, 100, 2), ("b", 75, 100, 2))
+    more = scores("b", 300, 400), scores("b", 300, 400, 3)
+    first = decide(before, after, 0.95)
+    found = decide(together(before, more[0]), together(after, more[1]), 0.95)
+    assert (first.items, found.items) == (200, 600)
+    assert found.worst_kept.value == pytest.approx(min(73 / 75, 370 / 375))
+    assert [len(own.task.items()) for own in together(before, more[0])] == [100, 500]
+    assert len(before[1].task.items()) == 100

@@ -289,11 +289,8 @@ def _written(lines: Iterable[tuple[int, bytes]], file: str) -> list[tuple[int, b
             f'[print(json.dumps(row)) for row in json.load(sys.stdin.buffer)]" < {source} > {target}'
         )
     if len(written) > 1 and not any(line.lstrip().startswith((b"{", b"[", b'"')) for _, line in written):
-        number, line = written[0]
-        raise DataError(
-            f"{file}:{number}: this is text, not JSONL: {line.decode('utf-8', 'replace')[:40]!r} and no other line is "
-            'an object; write rows as {"text": "..."}, one a line, or learn the text as it stands with graft pretrain'
-        )
+        advice = 'write rows as {"text": "..."}, one a line, or learn the text as it stands with graft pretrain'
+        raise DataError(f"{file}: this is text, not JSONL: no line of it is an object; {advice}")
     return written
 
 
