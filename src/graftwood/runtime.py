@@ -143,7 +143,7 @@ def machine() -> dict[str, str | int]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "simd": torch.backends.cpu.get_cpu_capability(),
-        "wide_products": products_are_wide(),
+        "wide_products": use_wide_products(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": platform.system(),
