@@ -180,7 +180,7 @@ def in_short(card: Card) -> Mapping[str, Any]:
     """What a card says of gain, of the base and of cost."""
     return {
         "trained_parameters": card.chosen.trained_parameters,
-        "learning_rate": card.chosen.settings["learning_rate"],
+        "learning_rate": card.chosen.settings["learning rate"],
         "steps": card.chosen.steps,
         "tokens": card.cost.train_tokens,
         "gained": {measure.name: measure.model_dump() for measure in card.gained.measures},

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from graftwood.preparation import prepare
+
+prepare(briefly=True)  # as the command does, before torch is imported
+
+# ruff: noqa: E402
 from pathlib import Path
 from typing import Any
 

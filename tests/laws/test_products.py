@@ -41,9 +41,11 @@ def test_a_failure_in_a_narrow_block_leaves_products_wide() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 7, short.SHORT, 200])
 @pytest.mark.parametrize("before", [None, 0, 5], ids=["causal", "masked", "after a prefix"])
-def test_written_out_attention_is_the_fused_one(tokens: int, before: int | None) -> None:
+@pytest.mark.parametrize(("batch", "groups"), [(2, 6), (2, 3), (1, 2), (3, 1)])
+def test_written_out_attention_is_the_fused_one(tokens: int, before: int | None, batch: int, groups: int) -> None:
     keys = tokens + (before or 0)
-    q, k, v = (numbers(2, n, 3, 16, seed=i).requires_grad_() for i, n in enumerate((tokens, keys, keys)))
+    shapes = ((tokens, 6), (keys, groups), (keys, groups))
+    q, k, v = (numbers(batch, n, heads, 16, seed=i).requires_grad_() for i, (n, heads) in enumerate(shapes))
     mask = None
     if before is not None:
         mask = torch.ones(tokens, keys, dtype=torch.bool).tril_(before)
@@ -51,7 +53,11 @@ def test_written_out_attention_is_the_fused_one(tokens: int, before: int | None)
         mask[torch.arange(tokens), torch.arange(tokens) + before] = True  # a token sees itself
     mine = short.short_attention(q, k, v, 0.3, mask)
     theirs = F.scaled_dot_product_attention(
-        *(y.transpose(1, 2) for y in (q, k, v)), attn_mask=mask, is_causal=mask is None, scale=0.3
+        *(y.transpose(1, 2) for y in (q, k, v)),
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=0.3,
+        enable_gqa=True,
     ).transpose(1, 2)
     assert torch.allclose(mine, theirs, atol=1e-5)
     slope = numbers(*mine.shape, seed=9)

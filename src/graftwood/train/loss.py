@@ -55,11 +55,12 @@ class CrossEntropy:
     def slope(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """Softmax minus one-hot."""
         target = self.targets[rows].unsqueeze(1)
-        normaliser = logits.logsumexp(1, keepdim=True)
-        log_shares = logits.sub_(normaliser)
-        right = log_shares.gather(1, target)
-        weight = None if self.gate is None else self.gate(log_shares, right, rows)
-        slope = log_shares.exp_()  # in the same buffer
+        # Softmax makes fewer passes than its parts; the largest share, which is never tiny, tells the normaliser.
+        top, wanted = logits.amax(1, keepdim=True), logits.gather(1, target)
+        slope = torch.softmax(logits, 1, out=logits if self.gate is None else None)
+        normaliser = top - slope.amax(1, keepdim=True).log()
+        right = wanted - normaliser
+        weight = None if self.gate is None else self.gate(logits.sub_(normaliser), right, rows)
         if self.z_loss:
             slope.mul_(1 + 2 * self.z_loss * normaliser)
         slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
@@ -88,7 +89,7 @@ class Divergence:
         words, log_p = self.words[rows].long(), self.log_p[rows]
         if self.without is not None:
             logits.scatter_(1, self.without[rows].unsqueeze(1), -torch.inf)
-        q = logits.sub_(logits.logsumexp(1, keepdim=True)).exp_()
+        q = torch.softmax(logits, 1, out=logits)
         kept_q, kept_p = q.gather(1, words), log_p[:, :-1].exp()
         rest_p, rest_q = log_p[:, -1:].exp(), (1 - kept_q.sum(1, keepdim=True)).clamp_min(1e-7)
         value = (kept_p * (log_p[:, :-1] - kept_q.clamp_min(1e-30).log())).sum()
