@@ -206,7 +206,7 @@ def test_tokens_follow_the_parameters_up_to_what_the_corpus_bears() -> None:
     new, continued = (
         budget(config.model_copy(update={"model": base, "tokens": 10**6}), 10**6, 10**6, 128) for base in (None, "base")
     )
-    assert continued.learning_rate.value == pytest.approx(new.learning_rate.value / 10, rel=0.05)
+    assert continued.learning_rate.value == pytest.approx(new.learning_rate.value / 100, rel=0.05)
 
 
 def test_counts_are_read_as_people_write_them(tmp_path: Path) -> None:

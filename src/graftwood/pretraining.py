@@ -303,12 +303,12 @@ def _result(job: Job, trainer: Trainer, expected: Forecast, out: Path, sample: s
 
 
 def _chosen(job: Job, trainer: Trainer) -> Chosen:
-    technique = TECHNIQUES.get("full")
+    technique, (kind, why) = TECHNIQUES.get("full"), optimiser(job.config)
     return Chosen(
         technique=technique.title,
         settings={name: f"{setting.value:,.6g}" for name, setting in job.settings.items()}
-        | {"seed": str(job.plan.seed)},
-        reasons={name: setting.source for name, setting in job.settings.items()},
+        | {"optimiser": kind, "seed": str(job.plan.seed)},
+        reasons={name: setting.source for name, setting in job.settings.items()} | {"optimiser": why},
         trained_parameters=count_parameters(trainer.trained.values()),
         total_parameters=count_parameters(job.base.decoder.parameters()),
         stopped=trainer.progress.ended or "stopped by you",

@@ -132,7 +132,7 @@ def budget(config: PretrainConfig, parameters: int, corpus_tokens: int, context:
     batch = batch if whole == batch.value else Setting(whole, f"{source}, in whole windows of {context:,}")
     rate = 0.3118 * compute**-0.1250
     if config.model is not None:
-        rate, source = rate / 10, "a tenth of a new model's, so that the base keeps what it knows"
+        rate, source = rate / 100, "a hundredth of a new model's: a tenth learned no more and forgot half (docs/log.md)"
     return Schedule(tokens, batch, _or(config.lr, float(f"{rate:.2g}"), source))
 
 
