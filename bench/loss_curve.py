@@ -31,7 +31,7 @@ def main() -> int:
     work = workload.tuning(base, given.threads, chosen, 1) | {"batch": batch, "steps_a_turn": steps, "warm_up": False}
     order = Order(len(chosen), batch, steps * batch / len(chosen), work["seed"])
     assert order.steps == steps, "the epochs are made to fit the steps"
-    rates = [schedule(step, steps, max(1, round(work["warmup"] * steps))) for step in range(steps)]
+    rates = [schedule(step, steps, max(1, round(work["warmup"] * steps)), steps) for step in range(steps)]
     rows = [work["rows"][row] for step in range(steps) for row in order.batch_rows(step)]
 
     with tempfile.TemporaryDirectory() as folder:
