@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ def use_wide_products() -> bool:
     """
     global _wide
     setting = _onednn()
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or "AuthenticAMD" not in _processor() or setting is None:
+    if setting is None or torch.backends.cpu.get_cpu_capability() != "AVX512" or not _has_wide_units(_processor()):
         return False
     probe = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
     exact = probe.double() @ probe.double().T
@@ -90,6 +91,15 @@ def narrow_products() -> Iterator[None]:
         yield
     finally:
         setting.fp32_precision = "bf16"
+
+
+def _has_wide_units(told: str) -> bool:
+    """Whether this is a processor by AMD that computes 512 bits at once, as Zen 5 does, the first to (family 26).
+
+    It goes by what the processor is and not by a trial of its speed: a run that is resumed must compute alike.
+    """
+    family = re.search(r"^cpu family\s*: (\d+)", told, re.MULTILINE)
+    return "AuthenticAMD" in told and family is not None and int(family[1]) >= 26
 
 
 def _onednn() -> Any:

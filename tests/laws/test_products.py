@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graftwood.model import short
-from graftwood.runtime import narrow_products, products_are_wide, use_wide_products
+from graftwood.runtime import _has_wide_units, narrow_products, products_are_wide, use_wide_products
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -28,6 +28,15 @@ def test_a_wide_product_is_as_exact_as_a_narrow_one(shape: tuple[int, int, int])
     assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
     for product in (narrow, x @ w.T):
         assert (product - exact).norm() < 1e-6 * exact.norm()  # bfloat16: 2e-3
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "wide"),
+    [("AuthenticAMD", 26, True), ("AuthenticAMD", 25, False), ("GenuineIntel", 26, False), ("", 0, False)],
+)
+def test_processors_are_told_apart_by_maker_and_family(vendor: str, family: int, wide: bool) -> None:
+    told = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 2\n" if vendor else ""
+    assert _has_wide_units(told) == wide
 
 
 def test_a_failure_in_a_narrow_block_leaves_products_wide() -> None:
