@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from graftwood.evals.checks import Check
 from graftwood.evals.task import Item
-
-Check = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def _by_token(y: Tensor, shape: torch.Size, groups: int) -> Tensor:
     return y.view(groups, batch, heads // groups, tokens, size).permute(1, 3, 0, 2, 4).reshape(shape)
 
 
-@lru_cache(maxsize=SHORT_WIDE)
+@lru_cache(maxsize=32)  # the lengths of a pack or two, which every layer asks for; of all lengths it would be gigabytes
 def _later(tokens: int, times: int, dtype: torch.dtype) -> Tensor:
     """What is added to scores, [times * T, T]: -inf for tokens that come later."""
     return torch.full((tokens, tokens), -torch.inf, dtype=dtype).triu_(1).repeat(times, 1)

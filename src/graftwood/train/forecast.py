@@ -11,7 +11,7 @@ import torch
 from graftwood.data.batch import Packed, Rows
 from graftwood.data.mixture import order_for
 from graftwood.model.decoder import Decoder, count_parameters
-from graftwood.runtime import peak_memory_bytes
+from graftwood.runtime import give_back_memory, peak_memory_bytes
 from graftwood.train.loop import Plan, optimiser_for
 from graftwood.train.loss import summed_loss, token_losses
 
@@ -63,6 +63,8 @@ def forecast(decoder: Decoder, train: Rows, valid: Rows, plan: Plan) -> Forecast
         stepped = time.perf_counter()
     optimiser.forget()
     memory = peak_memory_bytes()
+    del optimiser
+    give_back_memory()
     decoder.eval()
     entered = sample.entering is not None
     forward = _forward_seconds(decoder, sample)  # a token
