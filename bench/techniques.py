@@ -35,18 +35,25 @@ from bench.keep.rows import Splits
 from bench.keep.tasks import PUBLIC, public, write
 from bench.tune_speed import DEFAULT, peak, peer_work, speeds
 
+from graftwood.base import open_base
 from graftwood.evals.card import Card
 from graftwood.evals.report import read_report
 from graftwood.evals.retention import compare, probe_for
 from graftwood.files import write_json
 from graftwood.generate.engine import Engine
 from graftwood.model.quantised import quantise
-from graftwood.runtime import machine
+from graftwood.runtime import machine, place
 from graftwood.technique import TECHNIQUES
 
 RECORDS = RESULTS / "techniques"
 NO_PEER = ("adapter", "bitfit")  # in neither transformers nor PEFT
 BLOCK = 18  # of 30: what `frozen` keeps below
+FORMATS = {  # of the activations, and of a base that is frozen
+    "full": ("float32", "full"),
+    "int8": ("float32", "int8"),
+    "q4": ("float32", "q4"),
+    "bfloat16": ("bfloat16", "full"),
+}
 TOKENS = 40_000  # prompts and answers that every technique trains on for `quality`, once
 
 
@@ -219,23 +226,22 @@ def frozen(given: argparse.Namespace) -> int:
 
 
 def base(given: argparse.Namespace) -> int:
-    """The base in less memory: what it holds, how far it is from float32, and LoRA's speed on it."""
+    """The base in less memory, or computed in bfloat16: what it holds, how far it is from float32, LoRA's speed."""
     before = None if given.smoke else require_quiet_machine(given.threads)
     opened = workload.open_model()
     chosen = workload.examples(opened.encoder(), 8 if given.smoke else 24)
     work = workload.tuning(opened, given.threads, chosen, given.rounds)
     probe = probe_for(opened, Engine(opened.decoder, opened.tokenizer.eos, opened.tokenizer))
-    drift = {}
-    for precision in ("int8", "q4"):
-        again = workload.open_model()
+    drift, sides = {}, {}
+    for name, (dtype, precision) in FORMATS.items():
+        again = open_base(workload.MODEL, place("cpu", dtype))
         quantise(again.decoder, precision)
-        drift[precision] = compare(again.decoder, probe).estimates()[0].model_dump()
-    sides = {}
-    for precision in ("full", "int8", "q4"):
-        with Side("ours_tune", sys.executable, work | {"base_precision": precision}) as side:
+        drift[name] = compare(again.decoder, probe).estimates()[0].model_dump()
+        with Side("ours_tune", sys.executable, work | {"dtype": dtype, "base_precision": precision}) as side:
             take_turns([side], given.rounds)
-        sides[precision] = [side]
-    held = {precision: side.ready["base_bytes"] for precision, (side,) in sides.items()}
+        sides[name] = [side]
+    held = {name: side.ready["base_bytes"] for name, (side,) in sides.items()}
+    rates = {name: median(speeds(side)) for name, (side,) in sides.items()}
     figures = [
         Figure(
             "int8_base_memory_vs_fp32", held["int8"] / held["full"], "of the memory", "the base's weights in 8 bits",
@@ -245,10 +251,15 @@ def base(given: argparse.Namespace) -> int:
             "int8_base_drift_nats", drift["int8"]["value"], "nats a token", "the base in 8 bits beside float32",
             f"{drift['int8']['value']:.2g} nats, q4 {drift['q4']['value']:.2g}", "0.01 is the most allowed",
         ),
+        Figure(
+            "tune_speed_bfloat16_vs_float32", rates["bfloat16"] / rates["full"], "times as fast",
+            "LoRA training with `--dtype bfloat16`", f"{rates['bfloat16']:.0f} tokens/s",
+            f"{rates['full']:.0f} tokens/s in float32",
+        ),
     ]  # fmt: skip
     told = {
-        precision: {"tokens_per_second": median(speeds(side)), "peak_bytes": peak(side), "base_bytes": held[precision]}
-        for precision, (side,) in sides.items()
+        name: {"tokens_per_second": rates[name], "peak_bytes": peak(side), "base_bytes": held[name]}
+        for name, (side,) in sides.items()
     }
     return finish(
         "techniques base", given, figures, sides,

@@ -66,7 +66,7 @@ def main() -> None:
     turns = Turns()
     work = turns.work
     use_threads(work["threads"])
-    base = open_base(work["model"], place("cpu", "float32"))
+    base = open_base(work["model"], place("cpu", work.get("dtype", "float32")))
     decoder = base.decoder
     quantise(decoder, work.get("base_precision", "full"))
     held = held_bytes(decoder)

@@ -21,6 +21,7 @@ from graftwood.evals.canaries import Canary
 from graftwood.evals.fitting import fitting
 from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display, duration, size
+from graftwood.runtime import Place, advice
 from graftwood.train.below import rows_kept, rows_tried
 from graftwood.train.forecast import Forecast, forecast
 from graftwood.train.hold import Hold
@@ -154,6 +155,8 @@ def preview(job: Job, display: Display) -> Forecast:
         f"forecast: {expected.steps} steps, {expected.tokens:,} tokens at {expected.tokens_per_second:.0f} tokens/s: "
         f"about {duration(expected.seconds)} of training, {size(expected.memory_bytes)} of memory"
     )
+    if hint := advice(Place(job.base.decoder.device, job.base.decoder.compute_dtype)):
+        display.say(hint)
     if job.begins:
         once = f"what enters block {job.begins} is computed once for every row"
         display.say(f"{once}, which takes {duration(expected.below_seconds)} of this the first time")

@@ -33,7 +33,7 @@ from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.progress import Display, duration, size
-from graftwood.runtime import machine, peak_memory_bytes, place
+from graftwood.runtime import Place, advice, machine, peak_memory_bytes, place
 from graftwood.scaling import Schedule, Setting, budget, optimiser, sizes
 from graftwood.technique import TECHNIQUES
 from graftwood.train.forecast import Forecast, forecast
@@ -217,6 +217,8 @@ def preview(job: Job, display: Display) -> Forecast:
         f"{expected.tokens_per_second:,.0f} tokens/s: about {duration(expected.seconds)}, "
         f"{size(expected.memory_bytes)} of memory"
     )
+    if hint := advice(Place(job.base.decoder.device, job.base.decoder.compute_dtype)):
+        display.say(hint)
     return expected
 
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graftwood import runtime
 from graftwood.model import short
-from graftwood.runtime import _has_wide_units, narrow_products, products_are_wide, use_wide_products
+from graftwood.runtime import Place, _has_wide_units, advice, narrow_products, products_are_wide, use_wide_products
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -37,6 +38,18 @@ def test_a_wide_product_is_as_exact_as_a_narrow_one(shape: tuple[int, int, int])
 def test_processors_are_told_apart_by_maker_and_family(vendor: str, family: int, wide: bool) -> None:
     told = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 2\n" if vendor else ""
     assert _has_wide_units(told) == wide
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [("avx512f avx512_bf16", True), ("amx_tile amx_bf16", True), ("avx512f avx512bw", False), ("", False)],
+)
+def test_who_could_use_bfloat16_is_told_so(flags: str, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_processor", lambda: f"vendor_id\t: AuthenticAMD\nflags\t\t: fpu {flags} sse\n")
+    cpu = torch.device("cpu")
+    assert bool(advice(Place(cpu, torch.float32))) == has
+    assert advice(Place(cpu, torch.bfloat16)) is None
+    assert advice(Place(torch.device("cuda"), torch.float32)) is None
 
 
 def test_a_failure_in_a_narrow_block_leaves_products_wide() -> None:

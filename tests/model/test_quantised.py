@@ -12,7 +12,7 @@ import tiny
 from graftwood.data.batch import Examples
 from graftwood.generate.packed import decode_plan
 from graftwood.model.decoder import Decoder
-from graftwood.model.layers import Linear
+from graftwood.model.layers import Linear, project
 from graftwood.model.quantised import Quantised, held_bytes, quantise
 from graftwood.technique import TECHNIQUES
 from graftwood.train.loop import Trainer
@@ -74,6 +74,20 @@ def test_what_trains_on_it_trains_as_on_the_whole_weights(name: str, precision: 
         fresh = tiny.decoder()
         quantise(fresh, precision)
         assert torch.equal(expected_base, fresh(IDS))
+
+
+@pytest.mark.parametrize("precision", ["int8", "q4"])
+def test_a_low_rank_update_on_it_keeps_no_whole_weight_and_one_input(precision: str) -> None:
+    decoder = tiny.decoder()
+    quantise(decoder, precision)
+    tiny.technique("lora").apply(decoder, seed=0)
+    linears = [linear for path, linear in decoder.linears().items() if path.endswith(("q_proj", "k_proj", "v_proj"))]
+    x = torch.randn(6, linears[0].weight.shape[1], requires_grad=True)
+    q, k, v = project(x, *linears[:3])
+    assert q.grad_fn is k.grad_fn is v.grad_fn
+    assert type(q.grad_fn).__name__ == "_FrozenProjectionBackward"
+    kept = sum(tensor.nbytes for tensor in q.grad_fn.saved_tensors if tensor is not None)
+    assert kept < x.nbytes + linears[0].weight.nbytes
 
 
 def test_it_is_smaller_and_decodes() -> None:

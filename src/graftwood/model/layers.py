@@ -56,6 +56,10 @@ class Linear(nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
+    def frozen(self, dtype: torch.dtype) -> Tensor | Linear | None:
+        """What has the weight for a product that does not train it, or None where it trains or is of another dtype."""
+        return None if self.weight.requires_grad or self.weight.dtype != dtype else self.weight
+
     def forward(self, x: Tensor) -> Tensor:
         return project(x, self)[0]
 
@@ -65,12 +69,12 @@ def project(x: Tensor, *linears: Linear) -> tuple[Tensor, ...]:
 
     Shapes: x [..., in] -> one [..., out_i] for each linear.
     """
-    if isinstance(linears[0], Packed):
-        return linears[0].outputs(x, linears)
     if torch.is_grad_enabled():
         plan = _low_rank_plan(x, linears)
         if plan is not None:
             return _FrozenProjection.apply(x, *plan)  # type: ignore[no-untyped-call]
+    if isinstance(linears[0], Packed):
+        return linears[0].outputs(x, linears)
     return tuple(linear.plain(x) if linear.delta is None else linear.delta(linear, x) for linear in linears)
 
 
@@ -85,20 +89,24 @@ class Packed(Linear):
 def _low_rank_plan(x: Tensor, linears: tuple[Linear, ...]) -> list[Any] | None:
     plan: list[Any] = []
     for linear in linears:
-        if linear.weight.requires_grad or linear.bias is not None or linear.weight.dtype != x.dtype:
+        weight = linear.frozen(x.dtype)
+        if linear.bias is not None or weight is None:
             return None
         if linear.delta is None:
-            plan += (linear.weight, None, None, 0.0)
+            plan += (weight, None, None, 0.0)
             continue
         factors = linear.delta.factors() if isinstance(linear.delta, LowRank) else None
         if factors is None:
             return None
-        plan += (linear.weight, factors[0].to(x.dtype), factors[1].to(x.dtype), factors[2])
+        plan += (weight, factors[0].to(x.dtype), factors[1].to(x.dtype), factors[2])
     return plan
 
 
 class _FrozenProjection(torch.autograd.Function):
-    """Frozen matrices plus low-rank updates on one input: one input gradient, accumulated in place."""
+    """Frozen matrices plus low-rank updates on one input: one input gradient, accumulated in place.
+
+    A matrix that is quantised stands for itself as its linear, and is made whole here and once more on the way back.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *plan: Any) -> tuple[Tensor, ...]:
@@ -107,17 +115,17 @@ class _FrozenProjection(torch.autograd.Function):
         outputs: list[Tensor] = []
         saved: list[Tensor | None] = [rows if ctx.maker is None else None]
         scales: list[float] = []
-        for weight, a, b, scale in zip(*(plan[i::4] for i in range(4)), strict=True):
-            y = rows @ weight.T
+        for frozen, a, b, scale in zip(*(plan[i::4] for i in range(4)), strict=True):
+            y = rows @ _whole(frozen).T
             low = None
             if a is not None:
                 low = rows @ a.T
                 y.addmm_(low, b.T, alpha=scale)
             outputs.append(y.view(*x.shape[:-1], -1))
-            saved += (weight, a, b, low)
+            saved += (a, b, low)
             scales.append(scale)
         ctx.save_for_backward(*saved)
-        ctx.scales = scales
+        ctx.frozen, ctx.scales = plan[::4], scales
         ctx.shape = x.shape
         return tuple(outputs)
 
@@ -131,10 +139,11 @@ class _FrozenProjection(torch.autograd.Function):
         wants_x = ctx.needs_input_grad[0]
         dx: Tensor | None = None
         result: list[Tensor | None] = []
-        for index, (grad, scale) in enumerate(zip(grads, ctx.scales, strict=True)):
-            weight, a, b, low = rest[4 * index : 4 * index + 4]
+        for index, (grad, frozen, scale) in enumerate(zip(grads, ctx.frozen, ctx.scales, strict=True)):
+            a, b, low = rest[3 * index : 3 * index + 3]
             dy = grad.reshape(-1, grad.shape[-1])
             if wants_x:
+                weight = _whole(frozen)
                 dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
             da = db = None
             if a is not None:
@@ -145,6 +154,10 @@ class _FrozenProjection(torch.autograd.Function):
                     dx.addmm_(dlow, a)
             result += (None, da, db, None)
         return (None if dx is None else dx.view(ctx.shape), *result)
+
+
+def _whole(frozen: Tensor | Linear) -> Tensor:
+    return frozen if isinstance(frozen, Tensor) else frozen.weight
 
 
 class RMSNorm(nn.Module):

@@ -63,6 +63,9 @@ class Quantised(Packed):
         y: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
+    def frozen(self, dtype: torch.dtype) -> Linear | None:
+        return self if dtype == self._dtype else None
+
     def outputs(self, x: Tensor, group: tuple[Linear, ...]) -> tuple[Tensor, ...]:
         return tuple(linear.plain(x) if linear.delta is None else linear.delta(linear, x) for linear in group)
 
