@@ -77,7 +77,7 @@ def together(temperature: str, seed: int, base: Base, rows: Mapping[str, Splits]
     words += ["--data", *(str(WORK / "data" / task) for task in rows)]
     if not (out / "report.json").exists():
         again = ["--resume"] if out.exists() else []
-        program = [sys.executable, "-c", "from graftwood.cli import main; main()"]
+        program = [sys.executable, "-c", "from graftwood.__main__ import main; main()"]
         threads = {"OMP_NUM_THREADS": str(given.threads)}
         done = subprocess.run([*program, *words, *again], env=os.environ | threads, check=False)
         if done.returncode:

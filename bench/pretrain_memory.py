@@ -28,7 +28,7 @@ STEPS = 4
 
 def graft(*arguments: str) -> dict[str, float]:
     """What one `graft pretrain --json` says. Raises: BenchError with its own last lines."""
-    command = [sys.executable, "-c", "from graftwood.cli import main; main()", "pretrain", *arguments, "--json"]
+    command = [sys.executable, "-c", "from graftwood.__main__ import main; main()", "pretrain", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(f"graft pretrain ended with {done.returncode}: {done.stderr.strip()[-400:]}")

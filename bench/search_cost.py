@@ -32,7 +32,7 @@ def tuned(name: str, base: Path, threads: int, *flags: str) -> Card:
     words = ["tune", "--model", str(base), "--data", str(WORK / "data"), "--out", str(out), "--epochs", str(EPOCHS)]
     words += ["--device", "cpu", "--dtype", "float32", *flags, *(["--resume"] if out.exists() else [])]
     if not (out / "report.json").exists():
-        program = [sys.executable, "-c", "from graftwood.cli import main; main()"]
+        program = [sys.executable, "-c", "from graftwood.__main__ import main; main()"]
         own = {"OMP_NUM_THREADS": str(threads), "GRAFTWOOD_HOME": str(WORK / "cache")}
         done = subprocess.run([*program, *words], env=os.environ | own, check=False)
         if done.returncode:

@@ -147,7 +147,7 @@ def quality(given: argparse.Namespace) -> int:
         again = ["--resume"] if (out / "metrics.jsonl").exists() else []
         if not (out / "report.json").exists():
             done = subprocess.run(
-                [sys.executable, "-c", "from graftwood.cli import main; main()", *words, *again], check=False
+                [sys.executable, "-c", "from graftwood.__main__ import main; main()", *words, *again], check=False
             )
             if done.returncode:
                 raise BenchError(f"graft {' '.join(words)} ended with {done.returncode}")

@@ -280,6 +280,21 @@ def test_ctrl_c_is_said(graft: Graft, monkeypatch: pytest.MonkeyPatch) -> None:
     assert graft("generate") == Said(130, "", "graft: stopped\n")
 
 
+def test_ctrl_c_is_said_while_the_command_is_still_being_read() -> None:
+    pressed = """
+import sys
+class Pressed:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Pressed())
+from graftwood.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", pressed, "models"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "graft: stopped\n")
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     def broken() -> None:
         raise ZeroDivisionError
@@ -290,7 +305,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 def test_the_program_itself() -> None:
     """Through the entry point and a process of its own: what `pip install` puts on the path."""
-    command = [sys.executable, "-c", "from graftwood.cli import main; main()", "show", "nowhere"]
+    command = [sys.executable, "-c", "from graftwood.__main__ import main; main()", "show", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [

@@ -22,7 +22,7 @@ from graftwood.cli import NOTHING_SHIPPED
 from graftwood.evals.card import Candidate, Card, Choice
 from graftwood.evals.report import read_report
 
-_GRAFT = (sys.executable, "-c", "from graftwood.cli import main; main()")
+_GRAFT = (sys.executable, "-c", "from graftwood.__main__ import main; main()")
 
 
 @dataclass(frozen=True)
