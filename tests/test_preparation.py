@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from graftwood import preparation
+from graftwood import preparation, runtime
 
 KEY = "GOMP_SPINCOUNT"
 
@@ -69,3 +69,38 @@ def test_freed_memory_is_used_again_without_asking_the_system() -> None:
     assert anew > 1000, "without it each round's pages are new ones"
     assert faults(prepare) < anew / 10
     assert faults(prepare, MALLOC_ARENA_MAX="2") > anew / 2, "a user who tunes malloc is left alone"
+
+
+def test_what_steps_leave_is_given_back_when_it_has_grown_beyond_what_a_step_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given_back: list[int] = []
+    readings = iter([100, 110, 114, 116, 130, 140, 149, 150, 90])
+    monkeypatch.setattr(runtime, "resident_bytes", lambda: next(readings))
+    heap = runtime.Heap()
+    for step in range(9):
+        monkeypatch.setattr(runtime, "give_back_memory", lambda step=step: given_back.append(step))
+        heap.stepped()
+    # 116 is beyond 100; the step after it takes 130 by itself, and 150 is beyond that.
+    assert given_back == [3, 7]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
+def test_memory_that_is_kept_is_in_use_until_it_is_given_back() -> None:
+    program = """
+from graftwood.preparation import prepare
+prepare(briefly=False)
+import torch
+from graftwood.runtime import give_back_memory, resident_bytes
+before = resident_bytes()
+parts = [torch.ones(4 << 20) for _ in range(8)]
+last = torch.ones(1)
+del parts
+kept = resident_bytes() - before
+give_back_memory()
+print(kept >> 20, (resident_bytes() - before) >> 20)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept > 100
+    assert left < 20

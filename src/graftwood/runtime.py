@@ -18,6 +18,7 @@ import torch
 
 from graftwood.errors import ConfigError, unknown
 
+_SLACK = 1.15  # giving back and clearing again takes a tenth of a second; at this it is once in some twenty steps
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -165,6 +166,35 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+class Heap:
+    """Gives back what steps freed when the process has grown by more than `_SLACK` beyond what a step takes.
+
+    What a step takes is seen after one that began with nothing kept, and is the most of those.
+    """
+
+    def __init__(self) -> None:
+        self._needed = 0
+        self._empty = True
+
+    def stepped(self) -> None:
+        """To be called after each step."""
+        resident = resident_bytes()
+        if self._empty:
+            self._needed = max(self._needed, resident)
+        self._empty = resident > _SLACK * self._needed
+        if self._empty:
+            give_back_memory()
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use now, as Linux counts it; 0 elsewhere."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as handle:
+            return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def peak_memory_bytes() -> int:

@@ -23,7 +23,7 @@ from graftwood.evals.svg import curve_svg
 from graftwood.files import atomic_write, storage
 from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display
-from graftwood.runtime import machine, peak_memory_bytes
+from graftwood.runtime import give_back_memory, machine, peak_memory_bytes
 from graftwood.train.loop import Evaluated, Progress, Stepped, Trainer
 
 SEQUENCE = "sequence"  # the folder of tasks that were learned one after another
@@ -121,6 +121,7 @@ def drive(
                     line.show(event)
                     more = remark(event) if isinstance(event, Evaluated) else {}
                     handle.write(json.dumps(_logged(event, trainer) | more) + "\n")
+    give_back_memory()  # what measures next is of other sizes
     curve = _curve(log)
     picture = curve_svg(curve, trainer.progress.best_step)
     with storage(f"write the curve into {out}"):

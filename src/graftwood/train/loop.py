@@ -19,7 +19,7 @@ from graftwood.data.batch import Packed, Rows
 from graftwood.data.mixture import order_for
 from graftwood.errors import ConfigError, GraftError
 from graftwood.model.decoder import Decoder, count_parameters
-from graftwood.runtime import seeded
+from graftwood.runtime import Heap, seeded
 from graftwood.technique import Technique
 from graftwood.train.hold import Hold
 from graftwood.train.loss import CrossEntropy, Gate, predicting, summed, token_losses
@@ -153,6 +153,7 @@ class Trainer:
         self._holds = holds
         self._every = max(1, math.ceil(self.order.steps / plan.evaluations))
         self._saved_at = time.monotonic()
+        self._heap = Heap()
 
     def run(self, until: int | None = None) -> Iterator[Stepped | Evaluated]:
         """Train from where the progress stands to the end, and leave the best parameters in the decoder.
@@ -214,6 +215,7 @@ class Trainer:
         self.optimiser.step(rate)
         for hold in self._holds:
             hold.stepped(self.trained, rate)
+        self._heap.stepped()
 
         seconds = time.perf_counter() - started
         self.progress = replace(
