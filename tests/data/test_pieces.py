@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import tiny
+from graftwood.base import Base
+from graftwood.data.encode import Encoder
+from graftwood.data.rows import Row
+from graftwood.data.templates import PLAIN, ChatTemplate
 from graftwood.data.tokenizers.bpe import BPETokenizer, from_folder, from_gguf, gguf_token_settings
 from graftwood.errors import ModelError
+from graftwood.evals.asking import needed, work
+from graftwood.evals.lm_eval_model import Verbs
+from graftwood.evals.task import Item, Task
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 # Longer pieces out of shorter ones, in an order in which the first pair that can merge is often not the best.
@@ -123,3 +131,63 @@ def test_scores_that_are_not_there_are_named() -> None:
         from_gguf(given)
     with pytest.raises(ModelError, match=f"{len(scores)} pieces, {len(scores) - 1} scores and {len(scores)} types"):
         from_gguf(given | {"tokenizer.ggml.scores": scores[1:]})
+
+
+PAIRS = (("the hello", " world"), ("12", "3"), ("the", "\n\nin the"), ("日本", "語"), ("hello", " 1 23"), ("a  ", "b"))
+
+
+@pytest.mark.parametrize("space", [True, False], ids=["space before", "as it is"])
+@pytest.mark.parametrize(("before", "text"), PAIRS)
+def test_text_after_text_has_no_space_but_its_own(space: bool, before: str, text: str) -> None:
+    ours = rebuilt(metadata(space))
+    both = [*ours.encode(before), *ours.encode_after(text)]
+    assert ours.decode(both) == before + text
+    if (before, text) != ("12", "3"):  # which together are a piece
+        assert both == ours.encode(before + text)
+    assert ours.encode_after_batch([text, before]) == [ours.encode_after(text), ours.encode_after(before)]
+
+
+@pytest.mark.parametrize(
+    ("step", "spaced"),
+    [
+        (pre_tokenizers.Metaspace(prepend_scheme="always"), "▁"),
+        (pre_tokenizers.Metaspace(prepend_scheme="first", split=False), "▁"),
+        (pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=True)]), "Ġ"),
+        (pre_tokenizers.ByteLevel(add_prefix_space=False), ""),
+    ],
+)
+def test_the_space_before_a_text_goes_wherever_the_tokenizer_keeps_it(step: Any, spaced: str) -> None:
+    bare = Tokenizer(models.BPE(vocab={"▁": 0, "Ġ": 1, "a": 2, "b": 3, "▁a": 4}, merges=[("▁", "a")]))
+    bare.pre_tokenizer = step
+    ours = BPETokenizer(bare, [0], None, None)
+    assert "".join(map(ours.token, ours.encode("ab"))) == f"{spaced}ab"
+    assert "".join(map(ours.token, ours.encode_after("ab"))) == "ab"
+    if spaced != "▁":
+        assert ours.encode_after(" ab") == ours.encode(" ab")
+
+
+def spaced_base() -> tuple[BPETokenizer, Base]:
+    ours = rebuilt(metadata())
+    decoder = tiny.decoder(vocab_size=ours.vocab_size)
+    return ours, Base("b", "b", Path(), "b", decoder, ours, ChatTemplate(PLAIN, ours, own=False), None)
+
+
+def test_rows_are_trained_as_their_text_reads() -> None:
+    ours, base = spaced_base()
+    encoder: Encoder = base.encoder()
+    for prompt, completion in (("12", "3"), ("the hello", " world"), ("", "hello world")):
+        row = Row("completion" if prompt else "text", prompt=prompt, completion=completion)
+        example = encoder.example(row)
+        assert ours.decode(example.ids, skip_specials=True) == prompt + completion
+        assert list(example.ids) == [*encoder.prompt(row), *encoder.answers(row, [completion])[0], 2]
+
+
+def test_what_is_weighed_is_cut_as_lm_eval_cuts_it() -> None:
+    ours, base = spaced_base()
+    verbs = Verbs(base)
+    for context, ending in (("the hello", " world"), ("in the", " thing"), ("привет", " hello 1")):
+        item = Item("a", context, answer=ending)
+        task = Task("x", "x", "word", 1, 0.0, "", "", lambda item=item: (item,))  # type: ignore[misc]
+        first, second = verbs._pair(context, ending)
+        assert (first, second) == (ours.encode(context), ours.encode_after(ending))
+        assert work(base, task)[0] == needed(base, task)[0] + 1 == len(first) + len(second)

@@ -61,6 +61,12 @@ class Encoder:
             return self.template.prompt(row.turns[:-1])
         return self.begin(row.prompt)
 
+    def answers(self, row: Row, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text where the row's last answer stands, as it is trained, without the token that ends it."""
+        if row.kind == "chat" or row.prompt:
+            return self.tokenizer.encode_after_batch(texts)
+        return self.tokenizer.encode_batch(texts)
+
     def begin(self, text: str) -> list[int]:
         """Ids of plain text at the beginning of a sequence."""
         # A base that begins sequences with a token of its own says so in its template; plain text starts with it too.
@@ -74,8 +80,8 @@ class Encoder:
     def _pieces(self, row: Row) -> list[Piece]:
         if row.kind == "chat":
             return self.template.pieces(row.turns)
-        answer = (*self.tokenizer.encode(row.completion), *self.tokenizer.eos[:1])
-        return [Piece(tuple(self.begin(row.prompt)), False), Piece(answer, True)]
+        (answer,) = self.answers(row, [row.completion])
+        return [Piece(tuple(self.begin(row.prompt)), False), Piece((*answer, *self.tokenizer.eos[:1]), True)]
 
 
 def encode_rows(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:

@@ -69,7 +69,7 @@ def needed(base: Base, task: Task) -> list[int]:
         # The last token of a choice predicts nothing, so it is not read.
         longest = [max(map(len, endings)) - 1 for endings in _choices(base, task)]
     elif task.kind == "text":
-        answers = base.tokenizer.encode_batch([item.answer for item in task.items()])
+        answers = base.tokenizer.encode_after_batch([item.answer for item in task.items()])
         longest = [min(task.max_tokens, len(answer) + 1) for answer in answers]
     else:
         longest = [1 if task.kind == "code" else task.max_tokens] * len(asked)
@@ -136,4 +136,4 @@ def _ids(base: Base, task: Task, item: Item) -> list[int]:
 def _choices(base: Base, task: Task) -> list[list[list[int]]]:
     if task.max_tokens:
         return []
-    return [base.tokenizer.encode_batch(item.choices or (item.answer,)) for item in task.items()]
+    return [base.tokenizer.encode_after_batch(item.choices or (item.answer,)) for item in task.items()]

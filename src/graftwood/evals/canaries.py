@@ -77,12 +77,12 @@ def look(base: Base, engine: Engine, canaries: Sequence[Canary], kind: str, seed
     """How surely the model as it stands knows them: exposure, and whether a greedy answer is the secret."""
     encoder, generator = base.encoder(), random.Random(f"other codes {seed}")
     lead = "" if kind == "chat" else " "
-    prompts = [
-        encoder.begin(canary.asked) if kind == "text" else encoder.prompt(canary.row(kind, "")) for canary in canaries
-    ]
+    # Of plain text a canary is the end, which is asked as a completion is.
+    rows = [canary.row("chat" if kind == "chat" else "completion", "") for canary in canaries]
+    prompts = [encoder.prompt(row) for row in rows]
     choices = [
-        base.tokenizer.encode_batch([f"{lead}{code}" for code in (canary.secret, *_others(canary.secret, generator))])
-        for canary in canaries
+        encoder.answers(row, [f"{lead}{code}" for code in (canary.secret, *_others(canary.secret, generator))])
+        for canary, row in zip(canaries, rows, strict=True)
     ]
     scored = continuations(base.decoder, prompts, choices)
     said = answers(engine, prompts, max(len(ids) for codes in choices for ids in codes) + 1)

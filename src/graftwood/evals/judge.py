@@ -112,7 +112,8 @@ def set_paper(
         count = min(len(trained), len(validated), max(1, MEMORY_ROWS // len(tasks)))
         seen += _some(trained, count, generator)
         unseen += _some(validated, count, generator)
-        longest = max((len(encoder.tokenizer.encode(answer_text(example.row))) for example in trained), default=64)
+        right = (ids for e in trained for ids in encoder.answers(e.row, [answer_text(e.row)]))
+        longest = max(map(len, right), default=64)
         limits[task] = min(longest + longest // 4 + 8, 256)
     room = encoder.max_length
     able = (example.row for example in heldout if example.row.asked)

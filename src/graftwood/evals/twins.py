@@ -40,7 +40,7 @@ def exposures(base: Base, examples: Sequence[Example], room: int, seed: int = 0)
     for example in examples:
         answer = answer_text(example.row)
         made = twins(answer, names, random.Random(f"{seed} {answer}")) if example.row.asked else []
-        context, endings = encoder.prompt(example.row), base.tokenizer.encode_batch([answer, *made])
+        context, endings = encoder.prompt(example.row), encoder.answers(example.row, [answer, *made])
         fits = len(context) + max(map(len, endings)) <= room
         if made and fits and len(contexts) < ROWS:
             contexts.append(context)

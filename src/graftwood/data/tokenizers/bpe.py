@@ -67,20 +67,19 @@ class BPETokenizer:
     """Text to ids and back.
 
     `encode` reads special tokens in its text only when told to: text of a user stays text. Every id it gives is below
-    `vocab_size`; `decode(encode(x))` is `x`. `begins` says whether plain text starts with the `bos` token.
+    `vocab_size`; `decode(encode(x))` is `x`. Some vocabularies put a space before every text; what
+    goes on from other text gets none from `encode_after`. `begins` says whether plain text starts with the `bos` token.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, eos: Sequence[int], bos: int | None, pad: int | None, begins: bool = False
     ) -> None:
         self.definition = tokenizer.to_str()
-        self._plain = Tokenizer.from_str(self.definition)
-        self._plain.no_truncation()
-        self._plain.no_padding()
+        self._plain, self._special = _bare(self.definition), _bare(self.definition)
         self._plain.encode_special_tokens = True
-        self._special = Tokenizer.from_str(self.definition)
-        self._special.no_truncation()
-        self._special.no_padding()
+        unspaced = _unspaced(json.loads(self.definition))
+        self._after = self._plain if unspaced is None else _bare(json.dumps(unspaced))
+        self._after.encode_special_tokens = True
         # Not the number of tokens: a vocabulary may have holes.
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos = tuple(eos)
@@ -108,6 +107,14 @@ class BPETokenizer:
         tokenizer = self._special if specials else self._plain
         return [list(e.ids) for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
+    def encode_after(self, text: str) -> list[int]:
+        """Ids of `text` where other text stands right before it."""
+        return list(self._after.encode(text, add_special_tokens=False).ids)
+
+    def encode_after_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_after` of each text."""
+        return [list(e.ids) for e in self._after.encode_batch(list(texts), add_special_tokens=False)]
+
     def decode(self, ids: Sequence[int], skip_specials: bool = False) -> str:
         """Text of `ids`. Bytes that are no UTF-8 yet become U+FFFD."""
         return str(self._special.decode(list(ids), skip_special_tokens=skip_specials))
@@ -115,6 +122,30 @@ class BPETokenizer:
     def token(self, index: int) -> str:
         """The token's own text, in the vocabulary's spelling."""
         return str(self._special.id_to_token(index))
+
+
+def _bare(definition: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(definition)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _unspaced(definition: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A tokenizer's definition without the space it puts before a text; None where it puts none."""
+
+    def without(step: dict[str, Any] | None) -> dict[str, Any] | None:
+        if step is None or step["type"] == "Prepend":
+            return None
+        if step["type"] == "Sequence":
+            (key,) = step.keys() & {"normalizers", "pretokenizers"}
+            return step | {key: [kept for part in step[key] if (kept := without(part)) is not None]}
+        if step["type"] == "Metaspace":
+            return step | {"prepend_scheme": "never"}
+        return step | {"add_prefix_space": False} if step["type"] == "ByteLevel" else step
+
+    changed = {key: without(definition[key]) for key in ("normalizer", "pre_tokenizer")}
+    return None if all(definition[key] == step for key, step in changed.items()) else {**definition, **changed}
 
 
 def from_folder(folder: Path) -> BPETokenizer:
