@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import tiny
 from graftwood.base import Base
 from graftwood.data.encode import Encoder
-from graftwood.data.rows import Row
+from graftwood.data.rows import Row, Turn
 from graftwood.data.templates import PLAIN, ChatTemplate
 from graftwood.data.tokenizers.bpe import BPETokenizer, from_folder, from_gguf, gguf_token_settings
 from graftwood.errors import ModelError
@@ -180,6 +180,29 @@ def test_rows_are_trained_as_their_text_reads() -> None:
         example = encoder.example(row)
         assert ours.decode(example.ids, skip_specials=True) == prompt + completion
         assert list(example.ids) == [*encoder.prompt(row), *encoder.answers(row, [completion])[0], 2]
+
+
+def test_conversations_are_trained_as_their_text_reads() -> None:
+    ours = rebuilt(metadata())
+    talk = (Turn("user", "hello", False), Turn("assistant", "world", True))
+    llama2 = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
+    after_control = "{% for m in messages %}{{ m.role + bos_token + m.content + eos_token }}{% endfor %}"
+    for source, prompt, answer in (
+        (PLAIN, "hello</s> \nAssistant:\n", "world</s>"),
+        (llama2, "<s> [INST] hello [/INST]", "▁world▁</s>"),
+        (after_control, "</s> assistant<s>", "▁world</s>"),
+    ):
+        template = ChatTemplate(source, ours)
+        *_, last = [piece for piece in template.pieces(talk) if piece.answer]
+        asked = template.prompt(talk[:1])
+        assert "".join(map(ours.token, last.ids)) == answer
+        assert ours.decode(asked).endswith(prompt)
+        assert template.answers(["world"]) == [list(last.ids[: len(template.answers(["world"])[0])])]
+        whole = [index for piece in template.pieces(talk) for index in piece.ids]
+        assert whole == ours.encode(template.text(talk), specials=True)
 
 
 def test_what_is_weighed_is_cut_as_lm_eval_cuts_it() -> None:

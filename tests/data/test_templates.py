@@ -56,6 +56,48 @@ TEMPLATES = {
     "rewrites": FORGETS_THOUGHTS,
     "plain": PLAIN,
 }
+# Shortened from the models' own: what each writes before an answer, and what where it asks for one.
+THINKING = (
+    "{%- for m in messages %}{% if m.role == 'assistant' %}{% set thought, said = '', m.content %}"
+    "{% if '</think>' in said %}{% set thought = said.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set said = said.split('</think>')[-1].lstrip('\n') %}{% endif %}{{ '<|im_start|>assistant\n' }}"
+    "{% if loop.last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{{ said + '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}%s{% endif %}"
+)
+QWEN3, QWEN3_5 = THINKING.replace("%s", ""), THINKING.replace("%s", "{{ '<think>\n' }}")
+GLM4 = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{% if m.role == 'assistant' %}<think></think>\n{% endif %}"
+    "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+DEEPSEEK = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<｜Assistant｜>' + m.content + eos_token }}"
+    "{% else %}{{ '<｜User｜>' + m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"
+)
+GPT_OSS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|start|>assistant<|channel|>final<|message|>' }}"
+    "{{ m.content + ('<|im_end|>' if loop.last and not add_generation_prompt else '<|endoftext|>') }}"
+    "{% else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|endoftext|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+UNLIKE = {  # the end of a prompt, the answer "Rome." as it is trained
+    "qwen3": (QWEN3, "<|im_start|>assistant\n<think>\n\n</think>\n\n", "Rome.<|im_end|>"),
+    "qwen3.5": (QWEN3_5, "<|im_start|>assistant\n<think>\n\n</think>\n\n", "Rome.<|im_end|>"),
+    "glm4": (GLM4, "and?<|assistant|>\n<think></think>\n", "Rome."),
+    "deepseek": (DEEPSEEK, "and?<｜Assistant｜>", "Rome.<|im_end|>"),
+    "gpt-oss": (GPT_OSS, "<|start|>assistant<|channel|>final<|message|>", "Rome.<|im_end|>"),
+    "llama2": (LLAMA2, "[INST] and? [/INST]", " Rome. <|im_end|>"),
+    "mistral": (MISTRAL, "[INST] and? [/INST]", " Rome.<|im_end|>"),
+}
 Talk = Sequence[tuple[str, str]]
 TALKS: dict[str, Talk] = {
     "one turn": [("user", "who are you"), ("assistant", "An assistant, ready.")],
@@ -87,8 +129,8 @@ def turns(talk: Talk, train: bool = True) -> list[Turn]:
     return [Turn(role, content, train and role == "assistant") for role, content in talk]  # type: ignore[arg-type]
 
 
-def ids_of(template: ChatTemplate, given: Sequence[Turn], ask: bool = False) -> list[int]:
-    return [index for piece in template.pieces(given, ask) for index in piece.ids]
+def ids_of(template: ChatTemplate, given: Sequence[Turn]) -> list[int]:
+    return [index for piece in template.pieces(given) for index in piece.ids]
 
 
 def answers(template: ChatTemplate, given: Sequence[Turn], tokenizer: BPETokenizer) -> list[str]:
@@ -132,7 +174,9 @@ def test_only_turns_to_be_trained_are_answers(source: str, talk: Talk, tokenizer
     assert ids_of(template, last) == ids_of(template, untrained)
 
 
-@templates
+@pytest.mark.parametrize(
+    "source", [*TEMPLATES.values(), *(own[0] for own in UNLIKE.values())], ids=[*TEMPLATES, *UNLIKE]
+)
 @talks
 def test_training_begins_where_generation_does(source: str, talk: Talk, tokenizer: BPETokenizer) -> None:
     template, given = ChatTemplate(source, tokenizer), turns(talk)
@@ -141,6 +185,28 @@ def test_training_begins_where_generation_does(source: str, talk: Talk, tokenize
     upto = [index for piece in template.pieces(given)[:answer] for index in piece.ids]
     assert before < answer
     assert upto == prompt
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_a_template_that_asks_unlike_it_writes_is_asked_as_it_is_trained(name: str, tokenizer: BPETokenizer) -> None:
+    """Its own words before an answer stand in the prompt; a bare blank belongs to the answer."""
+    source, ending, answer = UNLIKE[name]
+    template = ChatTemplate(source, tokenizer)
+    given = turns([("user", "who are you"), ("assistant", "An assistant."), ("user", "and?"), ("assistant", "Rome.")])
+    assert tokenizer.decode(template.prompt(given[:-1])).endswith(ending)
+    *_, last = [piece for piece in template.pieces(given) if piece.answer]
+    assert tokenizer.decode(last.ids) == answer
+    assert template.answers(["Rome.", "Paris"])[0] == list(
+        last.ids[: len(tokenizer.encode(answer.split(".")[0] + "."))]
+    )
+    assert tokenizer.decode(template.answers(["Paris"])[0]) == answer[: answer.index("R")] + "Paris"
+
+
+def test_a_template_that_leaves_answers_out_is_refused(tokenizer: BPETokenizer) -> None:
+    template = ChatTemplate("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", tokenizer)
+    for refused in (lambda: template.pieces(turns([("user", "a"), ("assistant", "b")])), lambda: template.prompt([])):
+        with pytest.raises(DataError, match="leaves out what the assistant says; give rows of prompt and completion"):
+            refused()
 
 
 @pytest.mark.parametrize("source", [CHATML, HEADERS, TRIMS_QUESTIONS, BRACKETS, GENERATION, SYSTEM_FIRST, PLAIN])

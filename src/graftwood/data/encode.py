@@ -63,9 +63,10 @@ class Encoder:
 
     def answers(self, row: Row, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text where the row's last answer stands, as it is trained, without the token that ends it."""
-        if row.kind == "chat" or row.prompt:
-            return self.tokenizer.encode_after_batch(texts)
-        return self.tokenizer.encode_batch(texts)
+        if row.kind == "chat":
+            return self.template.answers(texts)
+        encode = self.tokenizer.encode_after_batch if row.prompt else self.tokenizer.encode_batch
+        return encode(texts)
 
     def begin(self, text: str) -> list[int]:
         """Ids of plain text at the beginning of a sequence."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,38 +79,57 @@ class ChatTemplate:
         return self._render([(turn.role, turn.content) for turn in turns], ask)
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids up to where the assistant begins to answer."""
-        return [index for piece in self.pieces(turns, ask=True) for index in piece.ids]
+        """Ids up to where the assistant begins to answer: what an answer to these turns is trained after.
+
+        That is not always what the template writes when asked for an answer: some begin an answer with an empty thought
+        or the name of a channel.
+        """
+        pieces = self._cut(self._until_answer(turns))
+        return [index for piece in pieces[:-1] for index in piece.ids]
+
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text as the answer to a `prompt`, as it is trained, without the control token that ends it."""
+        lead, after_text = self._opening
+        encode = self._tokenizer.encode_after_batch if after_text else self._tokenizer.encode_batch
+        return encode([lead + text for text in texts])
 
     def opening(self) -> list[int]:
         """Ids up to where a user's first message begins."""
-        before = self._marked([Turn("user", "-", False)], ask=False)[0][0]
+        before = self._marked([Turn("user", "-", False)])[0][0]
         ids: list[int] = []
         for part, special in self._split(before):
             ids += self._tokenizer.encode(part) if special is None else [special]
         return ids
 
-    def pieces(self, turns: Sequence[Turn], ask: bool = False) -> list[Piece]:
+    def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
         """The conversation as ids, cut where an answer begins and after the control token that ends it.
 
         An answer is encoded apart from what precedes it, as it is when the model generates.
         """
+        return self._cut(self._marked(turns))
+
+    def _cut(self, marked: Sequence[tuple[str, Turn | None]]) -> list[Piece]:
         pieces: list[Piece] = []
         run = ""  # plain text not yet encoded
-        answering = False
+        answering = after_text = False
 
         def flush(*more: int) -> None:
-            nonlocal run
-            ids = (*self._tokenizer.encode(run), *more)
+            nonlocal run, after_text
+            encode = self._tokenizer.encode_after if after_text else self._tokenizer.encode
+            ids = (*encode(run), *more)
+            after_text = not more and (after_text or bool(run))
             run = ""
-            if ids:
+            if ids or answering:
                 pieces.append(Piece(ids, answering))
 
-        for text, turn in self._marked(turns, ask):
+        for text, turn in marked:
             if turn is not None:
                 if turn.role == "assistant" and turn.train:
+                    lead = self._opening[0] if run.endswith(self._opening[0]) else ""
+                    run = run.removesuffix(lead)
                     flush()
                     answering = True
+                    run = lead
                 run += text
                 continue
             for part, special in self._split(text):
@@ -126,15 +146,40 @@ class ChatTemplate:
         flush()
         return pieces
 
-    def _marked(self, turns: Sequence[Turn], ask: bool) -> list[tuple[str, Turn | None]]:
+    def _until_answer(self, turns: Sequence[Turn]) -> list[tuple[str, Turn | None]]:
+        """The rendered text as pieces, up to and with some answer to these turns."""
+        answer = Turn("assistant", "-", True)
+        marked = self._marked([*turns, answer])
+        return marked[: 1 + next(place for place, (_, turn) in enumerate(marked) if turn is answer)]
+
+    @cached_property
+    def _opening(self) -> tuple[str, bool]:
+        """Blanks that begin an answer, and whether an answer follows plain text rather than a control token.
+
+        The blanks are those that the template writes before an answer and not when asked for one. They are the
+        answer's: words begin with them in most vocabularies, and whoever asks by the template alone asks without them.
+        """
+        asked = [Turn("user", "-", False)]
+        try:
+            *before, _ = self._until_answer(asked)
+            question = self.text(asked, ask=True)
+        except DataError:  # such a template wants another conversation, and says so when it gets one
+            return "", True
+        written = "".join(text for text, _ in before)
+        more = written.removeprefix(question) if written.startswith(question) else ""
+        lead = more if more.isspace() else ""
+        parts = self._split(before[-1][0].removesuffix(lead))
+        return lead, not parts or parts[-1][1] is None
+
+    def _marked(self, turns: Sequence[Turn]) -> list[tuple[str, Turn | None]]:
         """The rendered text as pieces: the template's own (None) and each message's.
 
         The template is rendered twice, once with a placeholder for each message. What stands between the placeholders
         is the template's own; what stands between those parts in the real text is what it made of the messages.
         """
         marked = [(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)]
-        first, *rest = _MARK.split(self._render(marked, ask))
-        text = self.text(turns, ask)
+        first, *rest = _MARK.split(self._render(marked, ask=False))
+        text = self.text(turns)
         pieces: list[tuple[str, Turn | None]] = [(first, None)]
         position = len(first)
         for number, own in zip(rest[::2], rest[1::2], strict=True):
@@ -146,6 +191,11 @@ class ChatTemplate:
             raise DataError(
                 "this model's chat template words itself differently around these messages, so answers cannot be told "
                 "apart from it; remove the row or reword its messages"
+            )
+        if any(turn.train and str(number) not in rest[::2] for number, turn in enumerate(turns)):
+            raise DataError(
+                "this model's chat template leaves out what the assistant says; give rows of prompt and completion, "
+                "which need no template"
             )
         return pieces
 
