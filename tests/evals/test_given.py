@@ -51,6 +51,11 @@ def test_a_row_becomes_an_item_of_its_kind(row: Mapping[str, Any], kind: str, it
     assert task.chance == (0.5 if kind == "choice" else 0.0)
 
 
+def test_an_answer_has_room_in_any_script(tmp_path: Path) -> None:
+    for text, tokens in (("a" * 100, 50), ("天" * 100, 150)):
+        assert task_from_file(write(tmp_path / "long.jsonl", TEXT | {"completion": text})).max_tokens == tokens
+
+
 def test_a_conversation_is_asked_as_one(tmp_path: Path) -> None:
     (item,) = task_from_file(write(tmp_path / "talk.jsonl", CHAT)).items()
     assert [turn.content for turn in item.turns] == ["hello"]

@@ -27,6 +27,9 @@ metrics = pytest.mark.parametrize("name", METRICS)
         ("police killed the gunman", "police kill the gunman", 0.0, 0.75, 0.75),
         ("the gunman kill police", "police kill the gunman", 0.0, 1.0, 0.5),
         ('{"n":1}', '{"n": 1}', 0.0, 1.0, 1.0),
+        ("今天天气很好", "今天天气很坏", 0.0, 5 / 6, 5 / 6),
+        ("วันนี้ดี", "วันนี้ดี", 1.0, 1.0, 1.0),
+        ("東京は3度です。", "東京は4度です。", 0.0, 7 / 8, 7 / 8),
         ("", "a", 0.0, 0.0, 0.0),
         ("", "", 1.0, 1.0, 1.0),
     ],
@@ -74,6 +77,9 @@ def test_the_best_reference_counts() -> None:
         (["yes", "no", "well, it depends on the day"], "exact_match"),
         (['{"a": "one two three four five"}', '[1, 2, "six or seven words in here"]'], "exact_match"),
         (["it is a long story about a cat", "and another one about a dog", "no"], "rouge_l"),
+        (["yes, it's so.", "don't (ever!)", "3.5, or 4-ish?"], "exact_match"),
+        (["北京", "不知道", "三"], "exact_match"),
+        (["这是一个关于一只猫的长故事", "另一个故事讲的是一只狗", "不"], "rouge_l"),
     ],
 )
 def test_the_headline_fits_the_answers(answers: list[str], lead: str) -> None:

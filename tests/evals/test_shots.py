@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import tiny
+from conftest import CPU
+from graftwood.base import open_base
 from graftwood.data.rows import Turn
 from graftwood.errors import ConfigError
+from graftwood.evals.asking import score_task
 from graftwood.evals.shots import with_shots
 from graftwood.evals.task import TASKS, Item, Task
+from graftwood.generate.engine import Engine
 
 
 def task(kind: str, items: list[Item]) -> Task:
@@ -53,6 +61,36 @@ def test_a_conversation_goes_on_after_answered_ones() -> None:
         assert [turn.role for turn in item.turns] == ["user", "assistant", "user", "assistant", "user"]
         assert item.turns[-1].content == f"q{item.id}"
         assert [turn.content[1:] for turn in item.turns[:4:2]] == [turn.content[1:] for turn in item.turns[1:4:2]]
+
+
+def test_an_answer_to_plain_text_ends_where_the_next_item_would_begin() -> None:
+    texts = [Item(f"{n}", f"q{n}", answer=f" a{n}\n\n") for n in range(4)]
+    plain = task("text", texts)
+    found = with_shots(plain, 2)
+    assert (plain.stop, found.stop) == ((), ("\n\n",))
+    assert found.key != plain.of(found.items()).key
+    assert with_shots(plain, 0).stop == ()
+    assert with_shots(task("choice", CHOICES), 2).stop == ()
+    assert with_shots(task("text", [*texts, Item("4", "q4", answer=" a\n\nb")]), 2).stop == ()
+    talks = [Item(f"{n}", f"q{n}", answer="a", turns=(Turn("user", f"q{n}", False),)) for n in range(3)]
+    assert with_shots(task("text", talks), 2).stop == ()
+
+
+def test_what_follows_the_end_of_an_answer_is_not_judged(
+    tmp_path: Path, tokenizer_files: Callable[[Path], None]
+) -> None:
+    base = open_base(str(tiny.model_folder(tmp_path / "tiny", tokenizer_files)), CPU)
+    engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
+    items = [Item(f"{n}", f"the {word}", answer="x") for n, word in enumerate(tiny.WORDS)]
+    free = replace(task("text", items), max_tokens=12, metric="exact_match")
+    before = score_task(base, engine, free)
+    end = max((text[2:4] for text in before.said), key=lambda end: (len(end), end))
+    first = [text.partition(end)[0] for text in before.said]
+    right = replace(free, read=lambda: tuple(map(lambda i, a: replace(i, answer=a), items, first)), stop=(end,))
+    for drafts in (None, before):
+        after = score_task(base, engine, right, drafts)
+        assert (list(after.said), set(after.right)) == (first, {1.0})
+    assert first != list(before.said)
 
 
 def test_requests_and_programs_stay_as_they_are() -> None:

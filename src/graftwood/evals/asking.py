@@ -116,7 +116,7 @@ def _generated(base: Base, engine: Engine, task: Task, before: Scores | None) ->
         passed, programs = solve(engine, task, prompts, ROWS)
         return Scores(task, tuple(passed), said=tuple(programs))
     drafts = base.tokenizer.encode_batch(before.said) if before else []
-    said = tuple(answers(engine, prompts, task.max_tokens, drafts))
+    said = tuple(answers(engine, prompts, task.max_tokens, drafts, task.stop))
     if task.kind == "program":
         right = (float(followed(item.checks, text)) for item, text in zip(items, said, strict=True))
     else:

@@ -120,8 +120,8 @@ def _text_task(path: Path) -> Task:
     if plain := [row for row in rows if not row.asked]:
         raise DataError(f"{path}:{plain[0].line}: a row of text alone asks nothing; {_SHAPES_TEXT}")
     metric = headline([answer_text(row) for row in rows])
-    longest = max(len(answer_text(row)) for row in rows)
-    # A token is rarely shorter than two characters.
+    longest = max(len(answer_text(row).encode()) for row in rows)
+    # A token is rarely shorter than two bytes.
     task = _task(path, "text", min(LONGEST, max(16, longest // 2)), metric)
     return task.of(_ordered([(_digest(row.parts), _asked(row, f"{path.stem}-{row.line}")) for row in rows]))
 

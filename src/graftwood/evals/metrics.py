@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+
+from graftwood.data.audit import BETWEEN_BLANKS, WORD
 
 Metric = Callable[[str, str], float]
 
@@ -49,12 +50,12 @@ def best_over_references(metric: Metric, answer: str, references: Sequence[str])
 def headline(answers: Sequence[str]) -> str:
     """Which metric leads: exact match where answers are short or structured, ROUGE-L where they are prose."""
     structured = all(answer.strip()[:1] in "{[" for answer in answers)
-    middle = sorted(len(answer.split()) for answer in answers)[len(answers) // 2]
+    middle = sorted(len(BETWEEN_BLANKS.findall(answer)) for answer in answers)[len(answers) // 2]
     return "exact_match" if structured or middle <= 3 else "rouge_l"
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+|[^\w\s]", text.lower())
+    return WORD.findall(text.lower())
 
 
 def _f1(common: int, given: int, right: int) -> float:

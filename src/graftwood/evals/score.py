@@ -158,8 +158,12 @@ def answer_losses(decoder: Decoder, examples: Sequence[Example]) -> list[tuple[f
 
 
 def answers(
-    engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int, drafts: Sequence[Sequence[int]] = ()
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    drafts: Sequence[Sequence[int]] = (),
+    stop: tuple[str, ...] = (),
 ) -> list[str]:
-    """Greedy answers; `drafts` of them, where there are any, save time (`Engine.generate`)."""
-    sampling = Sampling(max_tokens=max_tokens)
-    return [done.text for done in engine.generate(prompts, sampling, batch=ROWS, drafts=drafts)]
+    """Greedy answers, each up to the first of `stop`; without one `drafts` of them save time (`Engine.generate`)."""
+    sampling = Sampling(max_tokens=max_tokens, stop=stop)
+    return [done.text for done in engine.generate(prompts, sampling, batch=ROWS, drafts=() if stop else drafts)]

@@ -17,6 +17,8 @@ SEPARATOR = "\n\n"
 def with_shots(task: Task, shots: int, seed: int = 0) -> Task:
     """The task with `shots` answered items before each; of programs to write or requests to follow, as it is.
 
+    A model goes on with questions of its own making after its answer to plain text, so that ends at the separator.
+
     One seeded order is drawn of all items, and an item is shown the first of them that are neither itself nor of its
     own cluster: nearly all items are shown the same ones, so that what they have in common is read once.
 
@@ -28,7 +30,9 @@ def with_shots(task: Task, shots: int, seed: int = 0) -> Task:
         return task
     items = task.items()
     order = random.Random(f"{seed} {task.name}").sample(items, len(items))
-    return task.of(tuple(_shown(item, order, shots, task) for item in items))
+    shown = task.of(tuple(_shown(item, order, shots, task) for item in items))
+    ends = task.kind == "text" and not any(item.turns or SEPARATOR in item.answer.rstrip() for item in items)
+    return replace(shown, stop=(SEPARATOR,)) if ends else shown
 
 
 def _shown(item: Item, order: Sequence[Item], shots: int, task: Task) -> Item:

@@ -50,7 +50,8 @@ class Task:
     `title` is the name a reader of the report sees. `kind` is how an item is scored: `choice` by the length-normalised
     log-probability of each choice, `word` by whether the greedy continuation is the answer, `text` by `metric` between
     the generated answer and the wanted one, `program` by generating an answer and checking it, `code` by running what
-    was generated against a test, `samples` times. `version` changes whenever a score could.
+    was generated against a test, `samples` times. An answer to `text` ends before any of `stop`. `version` changes
+    whenever a score could.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Task:
     metric: str = ""
     samples: int = 1
     temperature: float = 0.0
+    stop: tuple[str, ...] = ()
 
     def items(self) -> tuple[Item, ...]:
         """Every item, in a fixed order."""
@@ -77,7 +79,7 @@ class Task:
     @property
     def key(self) -> str:
         """Hex SHA-256 over all that a score depends on, the model apart."""
-        how = (self.kind, self.version, self.max_tokens, self.metric, self.samples, self.temperature)
+        how = (self.kind, self.version, self.max_tokens, self.metric, self.samples, self.temperature, *self.stop)
         return sha256_text(repr(how), *(repr(astuple(item)) for item in self.items()))
 
     def limited(self, most: int | None) -> Task:
