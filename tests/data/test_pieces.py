@@ -190,10 +190,15 @@ def test_conversations_are_trained_as_their_text_reads() -> None:
         "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
     )
     after_control = "{% for m in messages %}{{ m.role + bos_token + m.content + eos_token }}{% endfor %}"
+    blank_after_control = (
+        "{% for m in messages %}{{ m.content + bos_token if m.role == 'user' else ' ' + m.content + eos_token }}"
+        "{% endfor %}"
+    )
     for source, prompt, answer in (
         (PLAIN, "hello</s> \nAssistant:\n", "world</s>"),
         (llama2, "<s> [INST] hello [/INST]", "▁world▁</s>"),
         (after_control, "</s> assistant<s>", "▁world</s>"),
+        (blank_after_control, "hello<s>", "▁world</s>"),
     ):
         template = ChatTemplate(source, ours)
         *_, last = [piece for piece in template.pieces(talk) if piece.answer]
@@ -202,7 +207,8 @@ def test_conversations_are_trained_as_their_text_reads() -> None:
         assert ours.decode(asked).endswith(prompt)
         assert template.answers(["world"]) == [list(last.ids[: len(template.answers(["world"])[0])])]
         whole = [index for piece in template.pieces(talk) for index in piece.ids]
-        assert whole == ours.encode(template.text(talk), specials=True)
+        # llama.cpp reads a blank after a control token twice; nobody answers with two.
+        assert (whole == ours.encode(template.text(talk), specials=True)) == (source != blank_after_control)
 
 
 def test_what_is_weighed_is_cut_as_lm_eval_cuts_it() -> None:

@@ -128,8 +128,8 @@ class ChatTemplate:
                     lead = self._opening[0] if run.endswith(self._opening[0]) else ""
                     run = run.removesuffix(lead)
                     flush()
-                    answering = True
-                    run = lead
+                    answering, run = True, lead
+                    after_text = after_text or bool(lead)  # its own blank is there, so none is put before it
                 run += text
                 continue
             for part, special in self._split(text):
@@ -154,7 +154,7 @@ class ChatTemplate:
 
     @cached_property
     def _opening(self) -> tuple[str, bool]:
-        """Blanks that begin an answer, and whether an answer follows plain text rather than a control token.
+        """Blanks that begin an answer, and whether it is read on from them or other text, not from a control token.
 
         The blanks are those that the template writes before an answer and not when asked for one. They are the
         answer's: words begin with them in most vocabularies, and whoever asks by the template alone asks without them.
@@ -169,7 +169,7 @@ class ChatTemplate:
         more = written.removeprefix(question) if written.startswith(question) else ""
         lead = more if more.isspace() else ""
         parts = self._split(before[-1][0].removesuffix(lead))
-        return lead, not parts or parts[-1][1] is None
+        return lead, bool(lead) or not parts or parts[-1][1] is None
 
     def _marked(self, turns: Sequence[Turn]) -> list[tuple[str, Turn | None]]:
         """The rendered text as pieces: the template's own (None) and each message's.
