@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 from graftwood.data.audit import folded
@@ -9,6 +11,10 @@ from graftwood.data.rows import Row
 from graftwood.evals.task import Item, Task
 
 SHORTEST = 24  # letters of a question that is told from a chance meeting
+_STEP = SHORTEST // 2
+# How sets head their parts; nobody else writes a question down with them.
+_HEAD = re.compile(r"^[ \t]*(context|passage|question|choices|options|answer):", re.IGNORECASE | re.MULTILINE)
+_BESIDE = ("choices", "options", "answer")  # parts that are not the question
 
 
 def halves(task: Task) -> tuple[Task, Task]:
@@ -21,13 +27,35 @@ def halves(task: Task) -> tuple[Task, Task]:
     return task.of(tuple(decide)), task.of(tuple(report))
 
 
+def question(prompt: str) -> tuple[str, ...]:
+    """What a prompt asks, without the words that sets put around it: the question, the passage it is about.
+
+    Where that is too short to be told from a chance meeting, it is the prompt with these words.
+    """
+    first, *rest = _HEAD.split(prompt)
+    parts = [first, *(part for head, part in zip(rest[::2], rest[1::2], strict=True) if head.lower() not in _BESIDE)]
+    told = tuple(part for part in folded(parts) if part)
+    return told if any(len(part) >= SHORTEST for part in told) else folded((prompt,))
+
+
 def leaked(tasks: Sequence[Task], rows: Sequence[Row]) -> list[str]:
-    """Every training row that holds a question which would measure what is kept: `rows.jsonl:7 holds piqa-003`."""
-    texts = [(f"{row.file}:{row.line}", " ".join(folded(row.parts))) for row in rows]
+    """Every training row that holds a question which would measure what is kept: `rows.jsonl:7 holds piqa-003`.
+
+    Held is every part of the question, wherever in the row. Each text is read once, in steps: whatever holds a part of
+    `SHORTEST` letters or more holds, where one of the steps begins, one of the runs of `_STEP` letters that part begins
+    with.
+    """
+    begins: defaultdict[str, set[int]] = defaultdict(set)
+    questions = [(item.id, question(item.prompt)) for task in tasks for item in task.items()]
+    for number, (_, parts) in enumerate(questions):
+        longest = max(parts, key=len)
+        if len(longest) >= SHORTEST:
+            for start in range(_STEP):
+                begins[longest[start : start + _STEP]].add(number)
     found = []
-    for task in tasks:
-        for item in task.items():
-            (question,) = folded((item.prompt,))
-            if len(question) >= SHORTEST:
-                found += [f"{place} holds {item.id}" for place, text in texts if question in text]
+    for row in rows:
+        text = " ".join(folded(row.parts))
+        met = {number for at in range(0, len(text), _STEP) for number in begins.get(text[at : at + _STEP], ())}
+        held = [number for number in sorted(met) if all(part in text for part in questions[number][1])]
+        found += [f"{row.file}:{row.line} holds {questions[number][0]}" for number in held]
     return found
