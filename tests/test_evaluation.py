@@ -129,6 +129,27 @@ def test_the_base_is_asked_once_and_again_when_a_question_changes(folder: Path, 
     assert len(shelf()) == 5
 
 
+def test_the_base_is_asked_again_when_its_template_or_its_end_is_another(folder: Path, tasks: Path) -> None:
+    """The same weights read and write other ids then."""
+
+    def asked() -> set[str]:
+        gw.evaluate(folder, tasks=str(tasks), quiet=True)
+        names = {path.name for path in (cache_home() / "base-scores").rglob("*.json")}
+        new, known[:] = names - set(known), sorted(names)
+        return {name.split("-")[0] for name in new}
+
+    known: list[str] = []
+    assert asked() == {"choice", "word", "text", "program"}
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings["chat_template"] = "{% for m in messages %}# {{ m.content }}\n{% endfor %}{{ 'Assistant:' }}"
+    path.write_text(json.dumps(settings))
+    assert asked() == {"program"}, "what is plain text is asked in the same ids"
+    path.write_text(json.dumps(settings | {"eos_token": "<|endoftext|>"}))
+    assert asked() == {"choice", "word", "text", "program"}
+    assert asked() == set()
+
+
 def test_a_run_stands_for_its_base_and_its_adapter(folder: Path, base: Base, tasks: Path, tmp_path: Path) -> None:
     run, whole = tmp_path / "lora-run", tmp_path / "full-run"
     tiny.adapter(base, "lora", run / "adapter")

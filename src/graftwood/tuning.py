@@ -18,7 +18,7 @@ from graftwood.choose.reserve import reserve_of
 from graftwood.config import save_toml
 from graftwood.data.batch import Rows
 from graftwood.errors import ConfigError
-from graftwood.evals import canaries, judge, skills
+from graftwood.evals import asking, canaries, judge, skills
 from graftwood.evals.card import Card, Choice, Chosen, Memory
 from graftwood.evals.fitting import fitting
 from graftwood.evals.report import write_report
@@ -153,7 +153,7 @@ def measure_base(job: Job, out: Path, display: Display) -> Known:
 def _base_sheet(job: Job, engine: Engine, tasks: Sequence[Task], out: Path, display: Display) -> judge.Sheet:
     """The base's own results, kept in the run folder so that a resumed run need not put the same paper again."""
     paper, named = paper_of(job), {task.name: task for task in tasks}
-    asked = [task.key for task in tasks]
+    asked = [asking.key(job.base, task) for task in tasks]
     key = sha256_text(job.base.fingerprint, job.base.decoder.precision, paper.fingerprint, *asked)
     kept = out / "base.json"
     stored = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}

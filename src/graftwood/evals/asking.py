@@ -14,6 +14,7 @@ from graftwood.evals.metrics import METRICS, best_over_references
 from graftwood.evals.programs import solve
 from graftwood.evals.score import ROWS, Continuation, answers, continuations
 from graftwood.evals.task import Item, Task
+from graftwood.files import sha256_text
 from graftwood.generate.engine import Engine
 
 
@@ -49,6 +50,12 @@ def score_task(base: Base, engine: Engine, task: Task, before: Scores | None = N
     What a model near to this one said `before` is read as a draft of what this one will say: no answer differs for it.
     """
     return _generated(base, engine, task, before) if task.max_tokens else _weighed(base, task)
+
+
+def key(base: Base, task: Task) -> str:
+    """Hex SHA-256 over all that a score depends on, the weights apart: the task, and the ids by which it is asked."""
+    asked = [_ids(base, task, item) for item in task.items()]
+    return sha256_text(task.key, repr((asked, _choices(base, task), base.tokenizer.eos)))
 
 
 def work(base: Base, task: Task) -> tuple[int, int]:

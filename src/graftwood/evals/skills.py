@@ -38,7 +38,7 @@ def base_scores(
     shelf = cache_home() / "base-scores" / f"{base.fingerprint[:16]}-{base.decoder.precision}"
     results = []
     for task in TASKS.all().values() if tasks is None else tasks:
-        path = shelf / f"{task.name}-{task.key[:16]}.json"
+        path = shelf / f"{task.name}-{asking.key(base, task)[:16]}.json"
         if path.exists():
             results.append(restored(task, json.loads(path.read_text(encoding="utf-8"))))
             continue

@@ -78,7 +78,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Hex SHA-256 over all that a score depends on, the model apart."""
+        """Hex SHA-256 over what is asked and how it is judged; no model has a say in it."""
         how = (self.kind, self.version, self.max_tokens, self.metric, self.samples, self.temperature, *self.stop)
         return sha256_text(repr(how), *(repr(astuple(item)) for item in self.items()))
 
