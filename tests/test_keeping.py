@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import graftwood as gw
 from conftest import CPU
@@ -17,13 +19,17 @@ from graftwood.choose.recipe import RACING
 from graftwood.choose.relation import read_relation
 from graftwood.cli import app, guarded
 from graftwood.config import RunConfig
+from graftwood.data.batch import Examples
 from graftwood.draft import IN_MEMORY, draft
 from graftwood.errors import ConfigError, GraftError, ModelError
+from graftwood.evals.asking import Scores
 from graftwood.evals.given import find_tasks
 from graftwood.evals.report import read_report
 from graftwood.evals.skills import work
 from graftwood.evals.tiers import sized
-from tiny import WORDS, decoder, model_folder, picked
+from graftwood.keeping import Deciding
+from graftwood.model.expected import Expected
+from tiny import WORDS, decoder, encoded, model_folder, picked
 
 ROWS = [{"prompt": f"say {word} now:", "completion": f" {word} {word}"} for word in WORDS]
 QUICK: dict[str, Any] = {"epochs": 6, "batch": 2, "evaluations": 2, "quiet": True, "held_out": 0.3, "max_length": 64}
@@ -99,6 +105,40 @@ def test_a_stopped_choice_goes_on_without_asking_twice(folder: Path, skills: Pat
     assert second.report.choice.dial == first.report.choice.dial
     (arm,) = second.report.choice.arms
     assert {one.decision.worst for one in arm.candidates if one.decision is not None} == {"asked before"}
+
+
+def test_a_choice_that_goes_on_with_other_questions_asks_them(folder: Path, skills: Path, tmp_path: Path) -> None:
+    """A file of questions that was edited meanwhile: nothing certified on the old ones is taken for theirs."""
+    options = QUICK | {"out": str(tmp_path / "run"), "skills": str(skills), "keep": "60%", "lr": 0.01}
+
+    def deciding(run: gw.Run) -> set[int]:
+        choice = run.report.choice
+        assert choice is not None
+        decisions = [one.decision for arm in choice.arms for one in arm.candidates if one.decision is not None]
+        return {choice.items, *(decision.items for decision in decisions)}
+
+    assert deciding(gw.tune(str(folder), ROWS, **options)) == {30}
+    (tmp_path / "run" / "report.json").unlink()
+    skills.write_text("".join(skills.read_text().splitlines(keepends=True)[:36]))
+    assert deciding(gw.tune(str(folder), ROWS, resume=True, **options)) == {18}
+
+
+@pytest.mark.parametrize("what", ["fingerprint", "questions", "reserve", "rows"])
+def test_what_decides_is_told_apart(what: str, folder: Path, skills: Path) -> None:
+    base = open_base(str(folder), CPU)
+    (task,) = find_tasks(str(skills))
+    items = task.items()
+    rows = Examples(encoded(base, 4)).packs(range(4), 1024)
+    probe = Expected(*(torch.zeros(1, 1, 1) for _ in range(3)))
+    one = Deciding(tuple(rows), 1.0, 1.0, [Scores(task.of(items[:8]), (1.0,) * 8)], probe, task.of(items[8:]))
+    changed = {
+        "fingerprint": one,
+        "questions": replace(one, scores=[Scores(task.of(items[1:8]), (1.0,) * 7)]),
+        "reserve": replace(one, reserve=None),
+        "rows": replace(one, rows=tuple(Examples(encoded(base, 4, start=1)).packs(range(4), 1024))),
+    }
+    other = replace(base, fingerprint="another") if what == "fingerprint" else base
+    assert changed[what].key(other) != one.key(base) == replace(one, base_loss=2.0).key(base)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from graftwood.choose.relation import learn, read_relation
 from graftwood.data.batch import Examples, Packed, packs
 from graftwood.data.encode import Example
 from graftwood.data.mixture import round_robin
-from graftwood.evals import skills
+from graftwood.evals import asking, skills
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Arm, Candidate, Choice, Decision, Estimate
 from graftwood.evals.decision import decide, is_open, together
@@ -65,6 +65,13 @@ class Deciding:
         more = next((task for task in reserve if task.name in counted), None)
         return cls(rows, max(1.0, answer), loss, scores, probe, more)
 
+    def key(self, base: Base) -> str:
+        """Hex SHA-256 over the base and all that decides about what became of it."""
+        tasks = [scores.task for scores in self.scores] + ([self.reserve] if self.reserve else [])
+        rows = [(packed.ids.tolist(), packed.documents, packed.predict.tolist()) for packed in self.rows]
+        asked = [asking.key(base, task) for task in tasks]
+        return sha256_text(base.fingerprint, base.decoder.precision, repr(rows), *asked)
+
 
 class Looks:
     """A trained model on its way, read at places that `go` takes it to."""
@@ -86,7 +93,7 @@ class Keeper(Looks):
     """The same, certified: what the base could do is asked again, abilities without room above chance aside.
 
     What was certified is kept in `file`, so that a run that was stopped in the middle asks nothing twice; `key` names
-    the training it belongs to.
+    the training it belongs to and what decides.
     """
 
     def __init__(
@@ -165,7 +172,8 @@ def keep(job: Job, trained: Trained, deciding: Deciding, out: Path, display: Dis
     budget, progress = job.budget, trained.progress
     assert budget is not None
     started = time.monotonic()
-    key = sha256_text(f"{job.plan} {job.technique!r} {job.anchors!r} step {progress.best_step} {budget}")
+    trained_by = f"{job.plan} {job.technique!r} {job.anchors!r} step {progress.best_step} {budget}"
+    key = sha256_text(trained_by, deciding.key(job.base))
     go = way_back(job.base.decoder, job.technique, out / "checkpoints")
     keeper = Keeper(job.base, go, deciding, budget, out / "decisions.json", key, display)
     settled, base_loss = keeper.settle(), deciding.base_loss
