@@ -218,6 +218,15 @@ def test_show_of_a_foreign_folder(graft: Graft, tmp_path: Path) -> None:
     assert "not a report card of this version" in graft("show", tmp_path).error
 
 
+@pytest.mark.parametrize("flag", ["--data", "--valid", "--skills", "--model"])
+def test_rows_in_place_of_a_path_are_refused_in_one_line(flag: str, graft: Graft, rows: Path, tmp_path: Path) -> None:
+    row = json.dumps({"prompt": "a word " * 60, "completion": "another"})
+    said = graft("tune", "--out", tmp_path / "run", *(() if flag == "--data" else ("--data", rows)), flag, row)
+    assert said.code == 2
+    assert said.error == f"{row[:60]}... is too long: no file can be called that; rows and questions are read from " \
+        "files, give the path of one"  # fmt: skip
+
+
 def test_models_and_cache_of_an_empty_home(graft: Graft, home: Path) -> None:
     assert "smollm2-135m" in graft("models").out
     known = json.loads(graft("models", "--json").out)

@@ -165,6 +165,32 @@ def test_a_budget_that_cannot_be_kept_is_refused(
         gw.tune(str(folder), ROWS, out=str(tmp_path / "run"), **QUICK | options)
 
 
+@pytest.mark.parametrize(
+    ("questions", "families", "said"),
+    [
+        (1, 1, "few has 1 question, and a budget needs 4 that are independent"),
+        (3, 3, "few has 3 questions, and a budget needs 4"),
+        (30, 1, "few has 30 questions in 1 family, and a budget needs 4"),
+        (30, 3, "few has 30 questions in 3 families, and a budget needs 4"),
+        (30, 4, None),
+    ],
+)
+def test_what_cannot_be_halved_is_refused_under_a_budget(
+    questions: int, families: int, said: str | None, tmp_path: Path
+) -> None:
+    rows = [{"context": f"word {n} is", "word": f"{n}", "family": f"{n % families}"} for n in range(questions)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = RunConfig(data=IN_MEMORY, skills=str(tmp_path / "few.jsonl"), keep="95%", held_out=0.3)
+    (task,) = draft(config.model_copy(update={"keep": "none"}), ROWS).tasks
+    assert len(task.items()) == questions
+    if said is None:
+        decide, report = halves(draft(config, ROWS).tasks[0])
+        assert len(set(decide.units())) == len(set(report.units())) == 2
+        return
+    with pytest.raises(ConfigError, match=f"{said}.*leave the task out of --skills, or give --keep none"):
+        draft(config, ROWS)
+
+
 def test_a_tier_says_how_many_items_decide_and_how_many_report(folder: Path, tmp_path: Path) -> None:
     """A file of 60 questions and a bundled task; half of what a tier takes decides."""
     base = open_base(str(folder), CPU)

@@ -17,7 +17,7 @@ from graftwood.base import Base, open_base
 from graftwood.cli import app, guarded
 from graftwood.errors import ConfigError
 from graftwood.evals.fitting import FEWEST, fitting
-from graftwood.evals.task import TASKS
+from graftwood.evals.task import TASKS, Item
 from graftwood.flags import normal
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.decoder import Decoder
@@ -135,6 +135,15 @@ def test_a_fitting_item_is_read_whole(base: Base, tasks: Path) -> None:
     need = len(ids) + len(words) - 1
     assert fitting(base, [many], need).tasks == (many,)
     assert fitting(base, [many], need - 1).tasks == ()
+
+
+@pytest.mark.parametrize("families", [FEWEST - 1, FEWEST])
+def test_what_is_left_of_a_task_must_be_independent(families: int, base: Base) -> None:
+    """Many members of few families say no more than few items."""
+    short = [Item(f"{n}", f"the user {n}", answer=" is", cluster=f"{n % families}") for n in range(3 * FEWEST)]
+    task = TASKS.get("lambada").of((*short, Item("long", f"the{LONG}", answer=" is")))
+    found = fitting(base, [task], POSITIONS)
+    assert [len(left.items()) for left in found.tasks] == ([3 * FEWEST] if families == FEWEST else [])
 
 
 def test_an_answer_ends_at_the_last_position(base: Base) -> None:

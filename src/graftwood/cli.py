@@ -318,6 +318,10 @@ def guarded(command: Callable[[], Any]) -> int:
         _drop_stdout()
         return 0
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            fix = "no file can be called that; rows and questions are read from files, give the path of one"
+            print(f"graft: {str(error.filename)[:60]}... is too long: {fix}", file=sys.stderr)
+            return 2
         if error.errno not in _FULL:
             raise
         _drop_stdout()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from graftwood.anchor import ANCHORS, Anchor
 from graftwood.choose.budget import NONE, Budget, read_budget
-from graftwood.choose.items import leaked
+from graftwood.choose.items import leaked, unhalved
 from graftwood.choose.recipe import AUTO, recipe
 from graftwood.choose.reserve import reserve_of
 from graftwood.config import RunConfig
@@ -153,6 +153,9 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
             problems.append(error)
     if chosen is not None:
         problems += map(ConfigError, _unsuited(config, chosen[0], chosen[3]))
+    if budget is not None:
+        fix = "add some, leave the task out of --skills, or give --keep none"
+        problems += [ConfigError(f"{what}; {fix}") for what in unhalved(tasks)]
     if chosen is not None and decoder is not None:
         problems += map(ConfigError, chosen[0].problems(decoder))
         problems += map(ConfigError, _unkeepable(budget, chosen[0], chosen[3], rows and rows[0]))

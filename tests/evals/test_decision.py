@@ -7,6 +7,7 @@ import pytest
 from graftwood.evals.asking import Scores
 from graftwood.evals.decision import decide, is_open, items_needed, together
 from graftwood.evals.shares import NOTHING
+from graftwood.evals.skills import counts
 from graftwood.evals.task import Item, Task
 
 
@@ -116,3 +117,9 @@ def test_more_items_stand_beside_those_of_their_task_alone() -> None:
     assert found.worst_kept.value == pytest.approx(min(73 / 75, 370 / 375))
     assert [len(own.task.items()) for own in together(before, more[0])] == [100, 500]
     assert len(before[1].task.items()) == 100
+
+
+def test_a_task_of_nothing_does_not_count() -> None:
+    assert not counts(scores("a", 0, 0))
+    assert not counts(scores("a", 1, 1)), "one item has no bounds"
+    assert counts(scores("a", 5, 5))

@@ -73,6 +73,13 @@ def test_a_conversation_is_asked_as_one(tmp_path: Path) -> None:
         (CODE, CODE | {"entry_point": "f()"}, "entry_point is 'f()'; it must be the name of the function"),
         (CODE | {"id": "a"}, CODE | {"id": "a", "prompt": "x"}, "has the id 'a' of line 1"),
         (TEXT, {"prompt": "a"}, "a row has one of"),
+        (CHOICE, CHOICE | {"query": "Is it \ud83d?"}, "query has a lone surrogate (U+D83D) at character 7; remove it"),
+        (CHOICE, CHOICE | {"choices": ["a", "b\0"]}, "choices[1] has a NUL (U+0000) at character 2; remove it"),
+        (
+            PROGRAM,
+            {"prompt": "a", "checks": [{"kind": "contains_any", "values": ["\udc00"]}]},
+            "checks[0].values[0] has a lone surrogate (U+DC00) at character 1; remove it",
+        ),
         (CHOICE, "{", "invalid JSON at column 2"),
         (CHOICE, "[1]", "the row is a list; it must be an object, a task's row has one of query"),
     ],

@@ -10,6 +10,7 @@ from graftwood.data.audit import folded
 from graftwood.data.rows import Row
 from graftwood.evals.task import Item, Task
 
+FEWEST = 4  # independent items that can be halved: of one on a side nothing is known
 SHORTEST = 24  # letters of a question that is told from a chance meeting
 _STEP = SHORTEST // 2
 # How sets head their parts; nobody else writes a question down with them.
@@ -25,6 +26,18 @@ def halves(task: Task) -> tuple[Task, Task]:
     for item, unit in zip(task.items(), task.units(), strict=True):
         (report if places[unit] % 2 else decide).append(item)
     return task.of(tuple(decide)), task.of(tuple(report))
+
+
+def unhalved(tasks: Sequence[Task]) -> list[str]:
+    """Every task with too few independent items to be halved."""
+    found = []
+    for task in tasks:
+        items, units = len(task.items()), len(set(task.units()))
+        if units < FEWEST:
+            alike = f" in {units} {'family' if units == 1 else 'families'}" if units < items else ""
+            has = f"{items} {'question' if items == 1 else 'questions'}{alike}"
+            found.append(f"{task.name} has {has}, and a budget needs {FEWEST} that are independent: 2 decide, 2 report")
+    return found
 
 
 def question(prompt: str) -> tuple[str, ...]:

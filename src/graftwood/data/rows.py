@@ -7,13 +7,13 @@ reported at once, and a file with a bad row yields no rows.
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from graftwood.data.unwritable import unwritable
 from graftwood.errors import DataError
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -38,7 +38,6 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (_LIST, "a list"),
     (Mapping, "an object"),
 )
-_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -119,9 +118,8 @@ def _text(value: object, where: str, blank: str | None = None) -> str:
     """`value` as text; `blank` tells what to do where it has no words, None permits it."""
     if not isinstance(value, str):
         raise _BadRow(f"{where} is {_kind(value)}; it must be a string")
-    if found := _UNWRITABLE.search(value):
-        what = "a NUL" if found[0] == "\0" else "a lone surrogate"
-        raise _BadRow(f"{where} has {what} (U+{ord(found[0]):04X}) at character {found.start() + 1}; remove it")
+    if wrong := unwritable(value, where):
+        raise _BadRow(wrong)
     if blank is not None and not value.strip():
         raise _BadRow(f"{where} is empty; {blank}")
     return value
@@ -266,6 +264,8 @@ def read_objects(path: Path, parse: Callable[[int, Mapping[str, Any]], T], shape
             given = _decode(line)
             if not isinstance(given, Mapping):
                 raise _BadRow(f"the row is {_kind(given)}; it must be an object, {shapes}")
+            if wrong := unwritable(given):
+                raise _BadRow(wrong)
             found.append(parse(number, given))
         except (_BadRow, ValueError) as bad:
             problems.append(f"{path}:{number}: {bad}")

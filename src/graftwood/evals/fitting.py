@@ -9,7 +9,7 @@ from graftwood.base import Base
 from graftwood.evals.asking import needed
 from graftwood.evals.task import Task
 
-FEWEST = 10  # what is left of a task says something from this many items on
+FEWEST = 10  # what is left of a task says something from this many independent items on
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Fitting:
 def fitting(base: Base, tasks: Sequence[Task], positions: int) -> Fitting:
     """The tasks as a model with so many positions can be asked: every item whole, with room for its answer.
 
-    A task that loses items and is left with fewer than `FEWEST` is not asked at all.
+    A task that loses items and is left with fewer than `FEWEST` independent ones is not asked at all.
     """
     kept: list[Task] = []
     unasked: list[str] = []
@@ -34,7 +34,7 @@ def fitting(base: Base, tasks: Sequence[Task], positions: int) -> Fitting:
         without, total = without + len(items) - len(fits), total + len(items)
         if len(fits) == len(items):
             kept.append(task)
-        elif len(fits) >= FEWEST:
+        elif len({item.unit for item in fits}) >= FEWEST:
             kept.append(task.of(fits))
         else:
             unasked.append(f"{task.title}: not measured, {too_long(len(items) - len(fits), len(items), positions)}")

@@ -36,8 +36,7 @@ def with_shots(task: Task, shots: int, seed: int = 0) -> Task:
 
 
 def _shown(item: Item, order: Sequence[Item], shots: int, task: Task) -> Item:
-    unit = item.cluster or item.id
-    others = list(islice((other for other in order if (other.cluster or other.id) != unit), shots))
+    others = list(islice((other for other in order if other.unit != item.unit), shots))
     if len(others) < shots:
         raise ConfigError(f"--shots {shots}: {task.name} has only {len(others)} other items for {item.id}; take fewer")
     if item.turns:

@@ -86,7 +86,7 @@ def counts(before: Scores) -> bool:
     """Whether the base has an ability to lose: by every measure its lower bound is clearly above chance."""
     task = before.task
     bounds = [stats.mean(column, task.units()).low for column in (before.right, before.soft) if column]
-    return all(low is not None and low > task.chance + MARGIN for low in bounds)
+    return bool(bounds) and all(low is not None and low > task.chance + MARGIN for low in bounds)
 
 
 def share(before: Scores, after: Scores) -> Share:

@@ -42,6 +42,11 @@ class Item:
     test: str = ""
     entry_point: str = ""
 
+    @property
+    def unit(self) -> str:
+        """The name of what is independent: its cluster, or the item itself."""
+        return self.cluster or self.id
+
 
 @dataclass(frozen=True)
 class Task:
@@ -73,8 +78,8 @@ class Task:
         return self.read()
 
     def units(self) -> list[str]:
-        """By item, the name of what is independent: its cluster, or the item itself."""
-        return [item.cluster or item.id for item in self.items()]
+        """By item, the name of what is independent."""
+        return [item.unit for item in self.items()]
 
     @property
     def key(self) -> str:
