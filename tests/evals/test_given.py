@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from graftwood.choose.items import halves
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals.given import find_tasks, task_from_file
 from graftwood.evals.task import TASKS, Item
@@ -60,6 +61,22 @@ def test_a_conversation_is_asked_as_one(tmp_path: Path) -> None:
     (item,) = task_from_file(write(tmp_path / "talk.jsonl", CHAT)).items()
     assert [turn.content for turn in item.turns] == ["hello"]
     assert (item.prompt, item.answer) == ("hello", "hi")
+
+
+@pytest.mark.parametrize("row", [CHOICE, WORD, TEXT, PROGRAM, CODE, CHAT], ids=lambda row: "+".join(row))
+def test_every_kind_takes_ids_and_families(row: Mapping[str, Any], tmp_path: Path) -> None:
+    def numbered(n: int) -> Mapping[str, Any]:
+        changed = {key: f"{value} {n}" for key, value in row.items() if key in ("query", "context", "prompt")}
+        if "messages" in row:
+            changed = {"messages": [{"role": "user", "content": f"hello {n}"}, row["messages"][-1]]}
+        return {**row, **changed, "id": n, "family": n // 3}
+
+    task = task_from_file(write(tmp_path / "mine.jsonl", *map(numbered, range(6))))
+    assert {item.id: item.cluster for item in task.items()} == {f"{n}": f"{n // 3}" for n in range(6)}
+    decide, report = halves(task)
+    assert len({item.cluster for item in decide.items()}) == len({item.cluster for item in report.items()}) == 1
+    with pytest.raises(DataError, match="has the id '1' of line 1; ids tell items apart"):
+        task_from_file(write(tmp_path / "mine.jsonl", numbered(1), {**numbered(2), "id": 1}))
 
 
 @pytest.mark.parametrize(

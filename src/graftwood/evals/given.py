@@ -54,21 +54,28 @@ def task_from_file(path: Path) -> Task:
     shape = _shape(path)
     if shape is None:
         return _text_task(path)
-    taken: dict[str, tuple[str, int]] = {}
 
-    def parse(line: int, row: Mapping[str, Any]) -> tuple[str, Item]:
+    def parse(line: int, row: Mapping[str, Any], name: str) -> tuple[str, Item]:
         if missing := [key for key in shape.keys if row.get(key) is None]:
             raise ValueError(f"lacks {', '.join(missing)}; the first row of this file has {' + '.join(shape.keys)}")
-        item = shape.parse(row, str(row.get("id") or row.get("task_id") or f"{path.stem}-{line}"))
-        digest = _digest(row)
+        return _digest(row), shape.parse(row, name)
+
+    tokens = {"program": REQUEST_TOKENS, "code": CODE_TOKENS}.get(shape.kind, 0)
+    return _task(path, shape.kind, tokens).of(_items(path, parse))
+
+
+def _items(path: Path, parse: Callable[[int, Mapping[str, Any], str], tuple[str, Item]]) -> tuple[Item, ...]:
+    """What `parse` makes of every row, its line and its id: a digest that says which rows are the same, and the item."""
+    taken: dict[str, tuple[str, int]] = {}
+
+    def named(line: int, row: Mapping[str, Any]) -> tuple[str, Item]:
+        digest, item = parse(line, row, _first(row, "id", "task_id") or f"{path.stem}-{line}")
         other, at = taken.setdefault(item.id, (digest, line))
         if other != digest:
             raise ValueError(f"has the id {item.id!r} of line {at}; ids tell items apart")
         return digest, item
 
-    items = _ordered(read_objects(path, parse, _SHAPES_TEXT))
-    tokens = {"program": REQUEST_TOKENS, "code": CODE_TOKENS}.get(shape.kind, 0)
-    return _task(path, shape.kind, tokens).of(items)
+    return _ordered(read_objects(path, named, _SHAPES_TEXT))
 
 
 def _named(word: str) -> list[Task]:
@@ -116,20 +123,24 @@ def _task(path: Path, kind: Kind, max_tokens: int, metric: str = "") -> Task:
 
 def _text_task(path: Path) -> Task:
     """Rows as `graft tune` reads them, asked as they are trained: plain text as it is, messages by the template."""
-    rows = read_file(path).rows
-    if plain := [row for row in rows if not row.asked]:
+    rows = {row.line: row for row in read_file(path).rows}
+    if plain := [row for row in rows.values() if not row.asked]:
         raise DataError(f"{path}:{plain[0].line}: a row of text alone asks nothing; {_SHAPES_TEXT}")
-    metric = headline([answer_text(row) for row in rows])
-    longest = max(len(answer_text(row).encode()) for row in rows)
+
+    def parse(line: int, row: Mapping[str, Any], name: str) -> tuple[str, Item]:
+        return _digest(rows[line].parts), _asked(rows[line], name, _cluster(row))
+
+    answers = [answer_text(row) for row in rows.values()]
+    longest = max(len(answer.encode()) for answer in answers)
     # A token is rarely shorter than two bytes.
-    task = _task(path, "text", min(LONGEST, max(16, longest // 2)), metric)
-    return task.of(_ordered([(_digest(row.parts), _asked(row, f"{path.stem}-{row.line}")) for row in rows]))
+    task = _task(path, "text", min(LONGEST, max(16, longest // 2)), headline(answers))
+    return task.of(_items(path, parse))
 
 
-def _asked(row: Row, name: str) -> Item:
+def _asked(row: Row, name: str, cluster: str) -> Item:
     turns = row.turns[:-1] if row.kind == "chat" else ()
     prompt = row.prompt if row.kind == "completion" else turns[-1].content
-    return Item(name, prompt, answer=answer_text(row), turns=turns, references=row.references)
+    return Item(name, prompt, answer=answer_text(row), cluster=cluster, turns=turns, references=row.references)
 
 
 def _choice(row: Mapping[str, Any], name: str) -> Item:
@@ -177,7 +188,12 @@ def _spaced(text: str) -> str:
 
 
 def _cluster(row: Mapping[str, Any]) -> str:
-    return str(row.get("cluster") or row.get("family") or "")
+    return _first(row, "cluster", "family")
+
+
+def _first(row: Mapping[str, Any], *keys: str) -> str:
+    """What the row has under the first of these keys that it has; numbers, zero too, are names as well."""
+    return next((str(row[key]) for key in keys if row.get(key) is not None), "")
 
 
 def _ordered(found: Sequence[tuple[str, Item]]) -> tuple[Item, ...]:
