@@ -14,6 +14,8 @@ import torch
 import graftwood as gw
 from conftest import CPU
 from graftwood.base import open_base
+from graftwood.choose.budget import Budget, read_budget
+from graftwood.choose.dial import Look, Settled
 from graftwood.choose.items import halves
 from graftwood.choose.recipe import RACING
 from graftwood.choose.relation import read_relation
@@ -23,11 +25,12 @@ from graftwood.data.batch import Examples
 from graftwood.draft import IN_MEMORY, draft
 from graftwood.errors import ConfigError, GraftError, ModelError
 from graftwood.evals.asking import Scores
+from graftwood.evals.card import Decision, Estimate
 from graftwood.evals.given import find_tasks
 from graftwood.evals.report import read_report
 from graftwood.evals.skills import work
 from graftwood.evals.tiers import sized
-from graftwood.keeping import Deciding
+from graftwood.keeping import Deciding, price
 from graftwood.model.expected import Expected
 from tiny import WORDS, decoder, encoded, model_folder, picked
 
@@ -90,6 +93,31 @@ def test_an_impossible_budget_ships_nothing_and_names_its_price(
     told = capsys.readouterr().out
     assert "budget 100%" in told
     assert "over" in told
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept", "worst", "said"),
+    [
+        (Budget(0.95), 0.875, 0.6, "--keep 87% would ship dial 1: validation loss 2.000 -> 1.000"),
+        (Budget(0.95, 0.9), 0.97, 0.6, "--keep-worst 60% would ship dial 1: validation loss 2.000 -> 1.000"),
+        (Budget(0.95, 0.9), 1.04, 0.6, "--keep-worst 60% would ship dial 1: validation loss 2.000 -> 1.000"),
+        (Budget(0.95, 0.9), 0.9, 0.6, "--keep 90% --keep-worst 60% would ship dial 1: validation loss 2.000 -> 1.000"),
+        (Budget(0.95, 0.9), 0.97, 0.009, None),
+        (Budget(0.95, 0.9), 0.9, -0.2, None),
+        (Budget(0.95), 0.005, 0.0, None),
+        (Budget(0.95), None, None, None),
+    ],
+)
+def test_the_price_is_of_the_bound_that_failed(
+    budget: Budget, kept: float | None, worst: float | None, said: str | None
+) -> None:
+    whole, own = (Estimate(value=None if low is None else 1.0, low=low, high=1.1, n=300) for low in (kept, worst))
+    decision = Decision(kept=whole, worst="piqa", worst_kept=own, passed=False)
+    settled = Settled((Look(1.0, 1.0, 0.01), Look(0.5, 1.5, 0.002)), {1.0: decision}, None)
+    assert price(settled, 2.0, budget) == said
+    assert price(settled, 1.0, budget) is None, "nothing would be gained"
+    if said is not None:
+        assert read_budget(said.split()[1]) is not None, "what is named can be given"
 
 
 def test_a_stopped_choice_goes_on_without_asking_twice(folder: Path, skills: Path, tmp_path: Path) -> None:

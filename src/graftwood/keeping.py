@@ -30,6 +30,7 @@ from graftwood.train.loop import mean_loss, way_back
 from graftwood.training import Trained
 
 ROWS, WINDOWS = 48, 12  # validation rows and windows of the base's text that a look reads; no report uses these windows
+SMALLEST = 0.01  # a budget below a percent is none
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def keep(job: Job, trained: Trained, deciding: Deciding, out: Path, display: Dis
         shipped=None if settled.shipped is None else arm.name,
         dial=settled.shipped,
         why=reason(settled, base_loss, budget),
-        price=price(settled, base_loss),
+        price=price(settled, base_loss, budget),
         seconds=progress.train_seconds + time.monotonic() - started,
         tokens=progress.tokens,
         plain_seconds=progress.train_seconds - progress.held_seconds,
@@ -229,17 +230,20 @@ def reason(settled: Settled, base_loss: float, budget: Budget) -> str:
     return f"dial {settled.shipped:g} has {gain} and is nearest to the base of those whose answers are as likely"
 
 
-def price(settled: Settled, base_loss: float) -> str | None:
-    """What a smaller budget would buy: the failed place with the most gain and what was certified there."""
+def price(settled: Settled, base_loss: float, budget: Budget) -> str | None:
+    """What a smaller budget would buy: the failed place with the most gain, and the bounds that failed there."""
     looks = {look.alpha: look for look in settled.looks}
     failed = [(looks[alpha].loss, alpha) for alpha, decision in settled.decisions.items() if not decision.passed]
     if not failed:
         return None
     loss, alpha = min(failed)
-    low = settled.decisions[alpha].kept.low
-    if low is None or low <= 0 or loss >= base_loss:
+    decision = settled.decisions[alpha]
+    bounds = (("--keep", decision.kept.low, budget.kept), ("--keep-worst", decision.worst_kept.low, budget.worst))
+    short = {flag: low or 0.0 for flag, low, least in bounds if least is not None and (low is None or low < least)}
+    if loss >= base_loss or any(low < SMALLEST for low in short.values()):
         return None
-    return f"--keep {int(100 * low)}% would ship dial {alpha:g}: validation loss {base_loss:.3f} -> {loss:.3f}"
+    asked = " ".join(f"{flag} {int(100 * low)}%" for flag, low in short.items())
+    return f"{asked} would ship dial {alpha:g}: validation loss {base_loss:.3f} -> {loss:.3f}"
 
 
 def shown(estimate: Estimate) -> str:

@@ -65,7 +65,7 @@ def task_from_file(path: Path) -> Task:
 
 
 def _items(path: Path, parse: Callable[[int, Mapping[str, Any], str], tuple[str, Item]]) -> tuple[Item, ...]:
-    """What `parse` makes of every row, its line and its id: a digest that says which rows are the same, and the item."""
+    """Every row by what `parse` makes of it, its line and its id: a digest that tells rows apart, and the item."""
     taken: dict[str, tuple[str, int]] = {}
 
     def named(line: int, row: Mapping[str, Any]) -> tuple[str, Item]:

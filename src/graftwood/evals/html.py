@@ -32,8 +32,9 @@ GLOSSARY = (
      "the change may be chance."),
     ("Gained", "The task, measured on rows the model was not trained on, by the base and by the tuned model on the "
      "same rows."),
-    ("Kept share", "Over the skills the base had: the sum of (tuned accuracy − chance) divided by the sum of (base "
-     "accuracy − chance). A skill counts only where the base is clearly above chance; above 100% it is shown as 100%."),
+    ("Kept share", "The mean over the skills the base had of what is left of each: (tuned − chance) divided by (base − "
+     "chance), by the probability of the right answer where there is one, else by right and wrong. A skill counts only "
+     "where the base is clearly above chance; above 100% the mean is shown as 100%."),
     ("Budget", "The share of the base that had to be kept. It holds where the lower end of the interval of the mean "
      "over abilities does, asked with items that are in no other figure of this page."),
     ("Lost / won", "Questions the base had right and the tuned model has wrong, and the reverse. Two equal averages "
