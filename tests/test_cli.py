@@ -13,9 +13,17 @@ from pathlib import Path
 import pytest
 
 import graftwood
+from conftest import CPU
+from graftwood.base import open_base
+from graftwood.choose.relation import learn
 from graftwood.cli import app, guarded
+from graftwood.data.encode import encode_rows
+from graftwood.data.rows import rows_from
 from graftwood.errors import ConfigError
 from graftwood.flags import ALIASES, assignments, normal
+from graftwood.generate.engine import Engine
+from graftwood.samples import remembered
+from graftwood.train.below import rows_kept
 
 
 @dataclass(frozen=True)
@@ -237,15 +245,72 @@ def test_models_and_cache_of_an_empty_home(graft: Graft, home: Path) -> None:
     assert graft("cache", "--clean").err.endswith("deleted 0 entries\n")
 
 
+BASE = "0123456789abcdef"
+CACHED = {  # every shelf as it is written
+    f"models/tiny-{BASE}": "graftwood.json",
+    "sources/pypi/made-up==1.0": "m.gguf",
+    "sources/huggingface/models--org--name": "snapshots/1/model.safetensors",
+    f"samples/{BASE}-float32-v2-48-0": "samples.safetensors",
+    f"activations/{BASE}-float32-int8-18-{BASE}": "states.bin",
+    f"base-scores/{BASE}-float32": f"piqa-{BASE}.json",
+    f"kept-against-drift/{BASE}.json": "",
+}
+FOREIGN = (
+    "models/llama/model.safetensors",
+    f"models/mine-{BASE}/model.safetensors",
+    "models/notes.txt",
+    "samples/holidays/one.jpg",
+    f"samples/{BASE}-of-mine/one.wav",
+    "activations/readme",
+    "base-scores/match.json",
+    "kept-against-drift/mine.json",
+    "sources/pypi/a==b/wheel.whl",
+    "sources/huggingface/models--org--other/snapshots/1/model.safetensors",
+)
+
+
+def put(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"12345")
+
+
 def test_cache_deletes_what_is_named_and_nothing_else(graft: Graft, home: Path) -> None:
     for name in ("one", "two"):
-        (home / "models" / name).mkdir(parents=True)
-        (home / "models" / name / "file").write_bytes(b"12345")
+        put(home / "models" / f"{name}-{BASE}" / "graftwood.json")
     listed = json.loads(graft("cache", "--json").out)["entries"]
-    assert [(entry["name"], entry["bytes"]) for entry in listed] == [("models/one", 5), ("models/two", 5)]
-    assert "Did you mean" in graft("cache", "models/won", "--clean").error
-    assert graft("cache", "models/one", "--clean").code == 0
-    assert [path.name for path in (home / "models").iterdir()] == ["two"]
+    assert [(entry["name"], entry["bytes"]) for entry in listed] == [
+        (f"models/one-{BASE}", 5),
+        (f"models/two-{BASE}", 5),
+    ]
+    assert "Did you mean" in graft("cache", f"models/won-{BASE}", "--clean").error
+    assert graft("cache", f"models/one-{BASE}", "--clean").code == 0
+    assert [path.name for path in (home / "models").iterdir()] == [f"two-{BASE}"]
+
+
+def test_cache_deletes_every_kind_of_entry_and_leaves_what_others_put_there(graft: Graft, home: Path) -> None:
+    for name, inner in CACHED.items():
+        put(home / name / inner)
+    put(home / "sources" / "huggingface" / "org--name.path")
+    (home / "sources/huggingface/models--org--name/snapshots/1/link").symlink_to("model.safetensors")
+    for name in FOREIGN:
+        put(home / name)
+    listed = json.loads(graft("cache", "--json").out)["entries"]
+    assert {entry["name"]: entry["bytes"] for entry in listed} == dict.fromkeys(CACHED, 5)
+    said = graft("cache", "--clean")
+    assert said.code == 0
+    assert said.err.endswith(f"deleted {len(CACHED)} entries\n")
+    assert {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()} == set(FOREIGN)
+
+
+def test_cache_knows_what_a_run_leaves(graft: Graft, home: Path, tiny_hf_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.jsonl").write_text('{"context": "the user", "word": "said"}\n', encoding="utf-8")
+    assert graft("eval", tiny_hf_folder, "--tasks", tmp_path / "words.jsonl").code == 0
+    rows, base = [{"prompt": f"say {n}", "completion": f" {n}"} for n in range(6)], open_base(str(tiny_hf_folder), CPU)
+    remembered(base, Engine(base.decoder, base.tokenizer.eos, base.tokenizer), 2, 0, 16)
+    rows_kept(base, encode_rows(base.encoder(), rows_from(rows).rows), 1)
+    learn(base.fingerprint, ((0.1, 0.9),))
+    listed = [entry["name"].split("/")[0] for entry in json.loads(graft("cache", "--json").out)["entries"]]
+    assert sorted(listed) == ["activations", "base-scores", "kept-against-drift", "samples"]
 
 
 def test_techniques_lists_options_and_sources(graft: Graft) -> None:

@@ -14,6 +14,7 @@ import pytest
 from conftest import CPU
 from graftwood import hub
 from graftwood.base import open_base
+from graftwood.cache import entries, remove
 from graftwood.errors import ModelError
 
 CONTENT = b"GGUF made up"
@@ -142,9 +143,29 @@ def test_hugging_face_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert fetched == [hub.Fetched("org/name", tmp_path / "snapshot")] * 2
     assert [repo for repo, _ in asked] == ["org/name"]
     assert not any("*.bin" in pattern or "*.py" in pattern for pattern in asked[0][1]), "no pickles, no code"
+    assert hub.at_hand("org/name")
     shutil.rmtree(tmp_path / "snapshot")
+    assert not hub.at_hand("org/name")
     hub.fetch("org/name")
     assert len(asked) == 2, "a snapshot that was removed is fetched again"
+
+
+def test_a_download_that_is_cut_short_can_be_cleaned_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def snapshot(repo: str, **options: Any) -> str:
+        (options["cache_dir"] / "models--org--name" / "blobs").mkdir(parents=True)
+        (options["cache_dir"] / "models--org--name" / "blobs" / "1.incomplete").write_bytes(CONTENT)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    refusal("org/name")
+    assert not hub.at_hand("org/name")
+    assert [(entry["name"], entry["bytes"]) for entry in entries()] == [
+        ("sources/huggingface/models--org--name", len(CONTENT))
+    ]
+    remove(entries())
+    assert not [path for path in home.rglob("*") if path.is_file()]
 
 
 def test_pickled_weights_are_fetched_where_there_are_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +191,7 @@ def test_hugging_face_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     assert "Hugging Face did not give it (cannot reach); check the spelling" in refusal("org/name")
+    assert not list(hub.sources_folder().rglob("*.path")), "nothing is here, and nothing says so"
 
 
 def test_a_name_hugging_face_cannot_have_is_one_line() -> None:

@@ -1,30 +1,50 @@
-"""What lies in the cache folder, by entry, and how to delete it."""
+"""What lies in the cache folder, by entry, and how to delete it.
+
+The cache may lie in a folder that others use as well: what is not called as we call it, or lacks what we put there, is
+neither listed nor deleted.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from graftwood.choose import relation
 from graftwood.errors import ConfigError, unknown
 from graftwood.files import cache_home, folder_bytes, storage
+from graftwood.hub import note_beside
 
-# Folders whose children are the entries; anything else in the cache is an entry itself.
-_SHELVES = (
-    "models",
-    "sources/pypi",
-    "sources/huggingface",
-    "samples",
-    "activations",
-    "base-scores",
-    "kept-against-drift",
-)
+
+def _holds(inner: str) -> Callable[[Path], bool]:
+    return lambda entry: any(entry.glob(inner))
+
+
+_HUGGING_FACE = "sources/huggingface"
+_OF_BASE = r"[0-9a-f]{16}-.+"  # what belongs to a base and a number format
+# Folders whose children are entries: how each is called, and how it shows that we made it.
+_SHELVES: dict[str, tuple[str, Callable[[Path], bool]]] = {
+    "models": (r".+-[0-9a-f]{16}", _holds("graftwood.json")),
+    "sources/pypi": (r"[^=]+==[^=]+", _holds("*.gguf")),
+    _HUGGING_FACE: (r"models--.+", lambda entry: note_beside(entry).is_file()),
+    "samples": (_OF_BASE, _holds("samples.safetensors")),
+    "activations": (_OF_BASE, _holds("states.bin")),
+    "base-scores": (_OF_BASE, _holds("*.json")),
+    relation.SHELF: (r"[0-9a-f]{16}\.json", Path.is_file),
+}
 
 
 def entries(only: str | None = None) -> list[dict[str, str | int]]:
     """Name, size in bytes and path of every cached thing. Raises: ConfigError when `only` names none of them."""
     home = cache_home()
-    paths = [path for shelf in _SHELVES if (home / shelf).is_dir() for path in sorted((home / shelf).iterdir())]
-    found = [_entry(home, path) for path in paths if not path.name.startswith(".")]
+    found = [
+        {"name": str(path.relative_to(home)), "bytes": folder_bytes(path), "path": str(path)}
+        for shelf, (name, made) in _SHELVES.items()
+        if (home / shelf).is_dir()
+        for path in sorted((home / shelf).iterdir())
+        if re.fullmatch(name, path.name) and made(path)
+    ]
     if only is None:
         return found
     chosen = [entry for entry in found if only in (entry["name"], Path(str(entry["path"])).name)]
@@ -39,11 +59,13 @@ def cached_models() -> list[dict[str, str | int]]:
 
 
 def remove(chosen: list[dict[str, str | int]]) -> None:
-    """Delete entries."""
+    """Delete entries, and of a snapshot the note that it is here."""
     for entry in chosen:
-        with storage(f"delete {entry['path']}"):
-            shutil.rmtree(str(entry["path"]))
-
-
-def _entry(home: Path, path: Path) -> dict[str, str | int]:
-    return {"name": str(path.relative_to(home)), "bytes": folder_bytes(path), "path": str(path)}
+        path = Path(str(entry["path"]))
+        with storage(f"delete {path}"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            if str(entry["name"]).startswith(f"{_HUGGING_FACE}/"):
+                note_beside(path).unlink(missing_ok=True)

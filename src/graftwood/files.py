@@ -108,8 +108,9 @@ def sha256_text(*parts: str) -> str:
 
 
 def folder_bytes(path: Path) -> int:
-    """Bytes of every file below `path`."""
-    return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
+    """Bytes of every file below `path`, or of the file that it is; what a link leads to is counted where it lies."""
+    files = (item for item in (path, *path.rglob("*")) if item.is_file() and not item.is_symlink())
+    return sum(item.stat().st_size for item in files)
 
 
 def _aside(target: Path, ending: str) -> Path:

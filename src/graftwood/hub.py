@@ -39,6 +39,7 @@ KNOWN = {
 }
 
 _PACKAGE = re.compile(r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)")
+_REPO = "models--"  # how huggingface_hub calls the folder of a repository
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -83,7 +84,7 @@ def at_hand(source: str) -> bool:
         return _kept(match).exists()
     if Path(source).expanduser().exists() or not _HUB_ID.fullmatch(source):
         return True
-    return _note(source).exists()
+    return _snapshot(source) is not None
 
 
 def sources_folder() -> Path:
@@ -112,9 +113,20 @@ def _kept(match: re.Match[str]) -> Path:
     return sources_folder() / "pypi" / f"{match['name']}=={match['version']}"
 
 
-def _note(repo: str) -> Path:
-    """What is written once a whole snapshot of Hugging Face's is here."""
-    return sources_folder() / "huggingface" / f"{repo.replace('/', '--')}.path"
+def note_beside(entry: Path) -> Path:
+    """What says that a folder of Hugging Face's cache is ours, and once its snapshot is whole where that is."""
+    return entry.with_name(f"{entry.name.removeprefix(_REPO)}.path")
+
+
+def _entry(repo: str) -> Path:
+    return sources_folder() / "huggingface" / f"{_REPO}{repo.replace('/', '--')}"
+
+
+def _snapshot(repo: str) -> Path | None:
+    """The whole snapshot of a repository, where it is here."""
+    note = note_beside(_entry(repo))
+    written = note.read_text(encoding="utf-8") if note.exists() else ""
+    return Path(written) if written and Path(written).is_dir() else None
 
 
 def _download(requirement: str) -> bytes:
@@ -154,16 +166,20 @@ def _hub(repo: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    note = _note(repo)
-    cache = note.parent
-    if note.exists() and (whole := Path(note.read_text(encoding="utf-8"))).is_dir():
+    if whole := _snapshot(repo):
         return whole
+    entry = _entry(repo)
+    note, cache = note_beside(entry), entry.parent
+    with storage(f"keep {repo} in {cache}"):
+        atomic_write(note, "")  # a download that is cut short is ours as well
     wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.*", "tokenizer.model"]
     try:
         folder = snapshot_download(repo, allow_patterns=wanted, cache_dir=cache)
         if not list(Path(folder).glob("*.safetensors")):
             folder = snapshot_download(repo, allow_patterns=["pytorch_model*.bin"], cache_dir=cache)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if not entry.exists():
+            note.unlink(missing_ok=True)
         why = str(error).splitlines()[0][:200]
         raise ModelError(
             f"no model {repo!r}: no such folder here, and Hugging Face did not give it ({why}); "
