@@ -192,6 +192,20 @@ def test_all_that_is_wrong_with_a_mixture_is_said_at_once(tmp_path: Path) -> Non
         assert part in said
 
 
+@pytest.mark.parametrize("again", ["one.jsonl", "one.jsonl:2", "./one.jsonl", "folder/../one.jsonl:0.5"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_source_is_given_once_however_it_is_spelled(
+    again: str, turned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "one.jsonl", 20)
+    (tmp_path / "folder").mkdir()
+    other = write(tmp_path / "other.jsonl", 20)
+    monkeypatch.chdir(tmp_path)
+    given = [again, "one.jsonl"] if turned else ["one.jsonl", again]
+    with pytest.raises(ConfigError, match=r"one\.jsonl is given twice; give it once with a weight, as in FILE:2$"):
+        load_mixture([given[0], other, given[1]])
+
+
 def test_a_task_without_validation_rows_beside_one_that_has_them(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / f"{name}.train.jsonl", 20, name)

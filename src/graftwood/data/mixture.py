@@ -51,14 +51,21 @@ def load_mixture(given: Sequence[str], held_out: float = 0.1, seed: int = 0) -> 
     problems: list[GraftError] = []
     loaded: dict[str, Splits] = {}
     weights: dict[str, float | None] = {}
+    first: dict[Path, str] = {}
+    doubled: set[str] = set()
     for path in given:
         try:
             where, weight = weighted(path)
-            loaded[where], weights[where] = load_splits(where, held_out=held_out, seed=seed), weight
+            if (before := first.setdefault(Path(where).resolve(), where)) in weights:
+                doubled.add(before)
+                continue
+            weights[where] = weight
+            loaded[where] = load_splits(where, held_out=held_out, seed=seed)
         except GraftError as error:
             problems.append(error)
-    if doubled := sorted({path for path in given if given.count(path) > 1}):
-        problems.append(ConfigError(f"{', '.join(doubled)} is given twice; give it once with a weight, as in FILE:2"))
+    if doubled:
+        told = ", ".join(sorted(doubled))
+        problems.append(ConfigError(f"{told} is given twice; give it once with a weight, as in FILE:2"))
     problems += [*_same_rows(loaded), *_unmeasured(loaded)]
     if len(problems) == 1:
         raise problems[0]
