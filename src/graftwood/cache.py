@@ -38,7 +38,7 @@ _SHELVES: dict[str, tuple[str, Callable[[Path], bool]]] = {
 def entries(only: str | None = None) -> list[dict[str, str | int]]:
     """Name, size in bytes and path of every cached thing. Raises: ConfigError when `only` names none of them."""
     home = cache_home()
-    found = [
+    found: list[dict[str, str | int]] = [
         {"name": str(path.relative_to(home)), "bytes": folder_bytes(path), "path": str(path)}
         for shelf, (name, made) in _SHELVES.items()
         if (home / shelf).is_dir()

@@ -21,7 +21,7 @@ def unwritable(value: Any, where: str = "") -> str | None:
             what = "a NUL" if found[0] == "\0" else "a lone surrogate"
             return f"{name} has {what} (U+{ord(found[0]):04X}) at character {found.start() + 1}; remove it"
         if isinstance(one, Mapping):
-            left += [(f"{name}.{key}" if name else str(key), part) for key, part in reversed(one.items())]
+            left += [(f"{name}.{key}" if name else str(key), part) for key, part in reversed(list(one.items()))]
         elif isinstance(one, list | tuple):
             left += [(f"{name}[{number}]", part) for number, part in reversed(list(enumerate(one)))]
     return None
