@@ -17,7 +17,7 @@ from graftwood.config import resolve
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals.report import read_report
 from graftwood.handover import export
-from tiny import decoder, model_folder
+from tiny import adapter, decoder, model_folder
 
 WORDS = ("the", "user", "said", "that", "system", "is", "here")
 ROWS = [{"prompt": f"say {word}:", "completion": f" {word} {word}"} for word in WORDS]
@@ -110,6 +110,31 @@ def test_an_export_gives_the_same_logits(model: gw.Model, tmp_path: Path) -> Non
     wanted = run.model.base.decoder(ids)
     assert export(run.model, tmp_path / "exported") < 1e-4
     assert torch.allclose(gw.load(tmp_path / "exported").base.decoder(ids), wanted, atol=1e-4)
+
+
+@pytest.fixture
+def adapted(model: gw.Model, tmp_path: Path) -> gw.Model:
+    """The model with an adapter of noise on it."""
+    return gw.load(tmp_path / "base", adapter(model.base, "lora", tmp_path / "adapter"))
+
+
+def test_an_export_leaves_what_is_there(adapted: gw.Model, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+    with pytest.raises(ConfigError, match="is not empty; give a new folder"):
+        adapted.export(tmp_path / "adapter")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
+    assert adapted.technique is not None, "a refused export merges nothing"
+
+
+def test_a_merged_model_is_tuned_from_its_export(adapted: gw.Model, tmp_path: Path) -> None:
+    for why in ("already carries an adapter", "has an adapter merged in, which no folder holds yet"):
+        with pytest.raises(ConfigError, match=f"{why}; export it and tune that folder"):
+            gw.tune(adapted, ROWS, out=str(tmp_path / "run"), **QUICK)
+        assert not (tmp_path / "run").exists()
+        adapted.merge()
+    exported = gw.load(adapted.export(tmp_path / "exported"))
+    assert exported.generate("say the:", max_tokens=8) == adapted.generate("say the:", max_tokens=8)
+    assert exported.base.source == str(tmp_path / "exported"), "what a run of it names is what it began with"
 
 
 def test_bad_rows_stop_a_run_before_it_starts(model: gw.Model, tmp_path: Path) -> None:

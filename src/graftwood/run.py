@@ -17,6 +17,7 @@ from graftwood.data.rows import Turn
 from graftwood.draft import IN_MEMORY, draft
 from graftwood.errors import ConfigError, ModelError
 from graftwood.evals.card import Card
+from graftwood.files import check_new
 from graftwood.generate.engine import Completion, Engine
 from graftwood.generate.sampling import Sampling
 from graftwood.job import prepare, preview
@@ -34,6 +35,7 @@ from graftwood.tuning import execute
 
 # What runs are called for by options, besides one model on all rows.
 _KINDS = {"search": execute_race, "sequence": execute_sequence, "each": execute_each}
+_EXPORT = "export it and tune that folder"
 
 
 @dataclass
@@ -114,7 +116,11 @@ class Model:
         self.changed()
 
     def export(self, folder: str | Path) -> Path:
-        """Write a Hugging Face folder that transformers loads, the adapter merged in."""
+        """Write a Hugging Face folder that transformers loads, the adapter merged in.
+
+        Raises: ConfigError where the folder holds something already.
+        """
+        check_new(Path(folder))
         self.merge()
         save_model(self.base, Path(folder))
         return Path(folder)
@@ -201,7 +207,6 @@ def run(
         source, print_ = str(written.resolve()), fingerprint(written)
         model.base = replace(model.base, name=out.name, source=source, folder=written, fingerprint=print_)
     model.technique = None if job.technique.writes_base else job.technique
-    model._before = None  # what was merged earlier is part of this base
     model.changed()
     return Run(out, card, model)
 
@@ -256,7 +261,9 @@ def _outline(config: RunConfig, model: Model | None) -> Callable[[], Decoder]:
 
     def plain() -> Decoder:
         if adapter is not None or (model is not None and model.technique is not None):
-            raise ConfigError("the model already carries an adapter; merge it first, or load the base anew")
+            raise ConfigError(f"the model already carries an adapter; {_EXPORT}, or load the base anew")
+        if model is not None and model._before is not None:
+            raise ConfigError(f"the model has an adapter merged in, which no folder holds yet; {_EXPORT}")
         return base_outline(source) if model is None else model.base.decoder
 
     return plain
