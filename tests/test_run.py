@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from graftwood.config import resolve
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals.report import read_report
 from graftwood.handover import export
+from graftwood.model.quantised import quantise
+from graftwood.train.loop import Trainer
 from tiny import adapter, decoder, model_folder
 
 WORDS = ("the", "user", "said", "that", "system", "is", "here")
@@ -102,6 +105,36 @@ def test_an_interrupted_run_reports_and_goes_on(model: gw.Model, tmp_path: Path)
     done = gw.tune(gw.load(tmp_path / "base"), ROWS, out=str(out), resume=True, **options)
     assert done.report.chosen.stopped != "stopped by you"
     assert done.report.chosen.steps > run.report.chosen.steps
+
+
+def test_a_run_that_fails_leaves_the_model_as_it_was(
+    model: gw.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, ids, trained = model.base.decoder, torch.tensor([[5, 9, 33, 70]]), []
+    before, said = decoder(ids), model.generate("say the:", max_tokens=8)
+
+    def twice(trainer: Trainer) -> Any:
+        if trainer.progress.step == 2:
+            trained.append(not torch.equal(decoder(ids), before))
+            raise KeyboardInterrupt
+        return step(trainer)
+
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", twice)
+    options = QUICK | {"technique": "full", "lr": 0.1}
+    with pytest.raises(KeyboardInterrupt):
+        gw.tune(model, ROWS, out=str(tmp_path / "run"), **options)
+    assert trained == [True]
+    assert torch.equal(decoder(ids), before)
+    assert decoder.trained() == {}
+    assert model.generate("say the:", max_tokens=8) == said
+
+
+def test_a_quantised_model_is_not_tuned_as_another(model: gw.Model, tmp_path: Path) -> None:
+    quantise(model.base.decoder, "int8")
+    for asked in ("full", "q4"):
+        with pytest.raises(ConfigError, match=f"held in int8, not {asked}; give int8 or load it anew"):
+            gw.tune(model, ROWS, out=str(tmp_path / "run"), **QUICK | {"base_precision": asked})
 
 
 def test_an_export_gives_the_same_logits(model: gw.Model, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -189,19 +190,19 @@ def run(
 ) -> Run:
     """One run from a resolved configuration; what can be checked without the model is checked before it is opened."""
     out = run_folder(config.out, config.sources, resume)
-    drafted = draft(config, rows, _outline(config, model))
+    drafted, given = draft(config, rows, _outline(config, model)), model
     model = model or load(config.model, device=config.device, dtype=config.dtype)
     quantise(model.base.decoder, config.base_precision)
-    job = prepare(drafted, model.base, display)
-    preview(job, display)
-    work = next((kind for asked, kind in _KINDS.items() if getattr(config, asked)), execute)
-    card = work(job, out, display, resume)
-    if card.choice is not None and card.choice.dial is None:
+    with _kept(given):
+        job = prepare(drafted, model.base, display)
+        preview(job, display)
+        work = next((kind for asked, kind in _KINDS.items() if getattr(config, asked)), execute)
+        card = work(job, out, display, resume)
+    nothing = card.choice is not None and card.choice.dial is None
+    if nothing or config.search:
         model.base.decoder.take_off()
         model.changed()
-        return Run(out, card, model)
-    if config.search:
-        return Run(out, card, load(out, device=config.device, dtype=config.dtype))
+        return Run(out, card, model if nothing else load(out, device=config.device, dtype=config.dtype))
     if job.technique.writes_base:
         written = out / "model"
         source, print_ = str(written.resolve()), fingerprint(written)
@@ -209,6 +210,19 @@ def run(
     model.technique = None if job.technique.writes_base else job.technique
     model.changed()
     return Run(out, card, model)
+
+
+@contextmanager
+def _kept(model: Model | None) -> Iterator[None]:
+    """A user's model is what it was when the block fails; one that was opened for the run is held by nobody."""
+    back = None if model is None else model.base.decoder.keepsake()
+    try:
+        yield
+    except BaseException:
+        if model is not None and back is not None:
+            back()
+            model.changed()
+        raise
 
 
 def pretrain(data: str | Path, *, resume: bool = False, quiet: bool = False, **options: Any) -> Result:
@@ -264,6 +278,9 @@ def _outline(config: RunConfig, model: Model | None) -> Callable[[], Decoder]:
             raise ConfigError(f"the model already carries an adapter; {_EXPORT}, or load the base anew")
         if model is not None and model._before is not None:
             raise ConfigError(f"the model has an adapter merged in, which no folder holds yet; {_EXPORT}")
+        held = config.base_precision if model is None else model.base.decoder.base_precision
+        if held not in ("full", config.base_precision):
+            raise ConfigError(f"the model is held in {held}, not {config.base_precision}; give {held} or load it anew")
         return base_outline(source) if model is None else model.base.decoder
 
     return plain

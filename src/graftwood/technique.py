@@ -92,6 +92,8 @@ class Technique(BaseModel, ABC):
     def apply(self, decoder: Decoder, seed: int) -> None:
         """Change the decoder so that exactly what this technique trains requires a gradient.
 
+        None of it is one of the decoder's own tensors, which whoever holds them finds as they were.
+
         Raises: ConfigError for a target that matches nothing or an option that does not fit.
         """
 

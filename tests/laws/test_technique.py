@@ -95,6 +95,16 @@ def test_at_first_the_output_is_the_bases_or_the_entry_says_otherwise(name: str,
 
 
 @techniques
+def test_a_keepsake_from_before_it_brings_the_base_back(name: str, base: Decoder) -> None:
+    before, back = logits(base), base.keepsake()
+    _, _, first = trained_pair(name, base)
+    back()
+    assert torch.equal(logits(base), before)
+    assert base.trained() == {}
+    assert torch.equal(trained_pair(name, base)[2], first), "nothing of the first time is left"
+
+
+@techniques
 def test_what_trains_shows_in_the_files(name: str, base: Decoder) -> None:
     own = {path for path, _ in base.named_parameters()}
     technique = put(name, base)

@@ -243,7 +243,9 @@ class Decoder(nn.Module):
 
         def back() -> None:
             for module, parameters, parts in held:
-                module._parameters, module._modules = dict(parameters), dict(parts)
+                # What came since is asked for by its name, so it becomes nothing instead of going.
+                module._parameters = dict.fromkeys(module._parameters) | parameters
+                module._modules = dict.fromkeys(module._modules) | parts
             self._own = dict(own)
             for parameter, train in trains:
                 parameter.requires_grad_(train)

@@ -91,8 +91,9 @@ def _divided(values: Tensor, scales: Tensor) -> Tensor:
 @torch.no_grad()
 def quantise(decoder: Decoder, precision: str) -> None:
     """Replace every linear of the blocks by a quantised one; embeddings, norms and the head stay as they are."""
-    if precision == "full":
+    if precision == decoder.base_precision:
         return
+    assert decoder.base_precision == "full", "what is quantised has lost what another precision would keep"
     for path, linear in decoder.linears().items():
         owner, _, leaf = path.rpartition(".")
         setattr(decoder.get_submodule(owner), leaf, Quantised(linear, precision).train(linear.training))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor, nn
 
@@ -94,7 +95,8 @@ class Freeze(Technique):
         decoder.requires_grad_(False)
         for path, parameter in chosen.items():
             owner, _, leaf = path.rpartition(".")
-            decoder.get_submodule(owner).register_parameter(leaf, nn.Parameter(parameter.detach().float()))
+            trained = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
+            decoder.get_submodule(owner).register_parameter(leaf, trained)
 
     def rates(self, decoder: Decoder) -> dict[str, float]:
         depth = _depths(decoder)

@@ -29,7 +29,7 @@ class Full(Technique):
     def apply(self, decoder: Decoder, seed: int) -> None:
         for path, parameter in list(decoder.named_parameters()):
             owner, _, leaf = path.rpartition(".")
-            trained = nn.Parameter(parameter.detach().to(torch.float32), requires_grad=True)
+            trained = nn.Parameter(parameter.detach().to(torch.float32, copy=True), requires_grad=True)
             decoder.get_submodule(owner).register_parameter(leaf, trained)
 
     def files(self, decoder: Decoder) -> dict[str, Tensor]:
