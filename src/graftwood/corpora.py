@@ -19,6 +19,7 @@ from graftwood.errors import DataError
 from graftwood.files import atomic_folder, check_new, storage
 from graftwood.hub import fetch
 from graftwood.progress import Display, size
+from graftwood.runtime import cores
 
 TRAINING_BYTES = 200_000_000  # of text that a new tokenizer is made from
 _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
@@ -39,7 +40,7 @@ def prepare_corpus(
     """
     files = [os.path.abspath(path) for path in _text_files(given, out / prepare.WORK)]
     made = prepare.Recipe(tuple(files), **recipe)
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or cores()
     prepare.begin(out, made, f"{tokenizer} {vocab or ''}".strip())
     if (there := prepare.finished(out)) is not None:
         display.say(f"{out} is prepared already")
@@ -73,7 +74,7 @@ def train_tokenizer(
         files = [os.path.abspath(path) for path in _text_files(given, work)]
         made = prepare.Recipe(tuple(files), removal="exact", **recipe)
         with display.bytes("reading", sum(os.path.getsize(file) for file in files)) as advance:
-            found = prepare.survey(work, made, len(os.sched_getaffinity(0)), advance)
+            found = prepare.survey(work, made, cores(), advance)
         choice = prepare.choose(made, found)
         _describe(display, found, choice)
         with display.stage("tokenizer"):

@@ -37,11 +37,13 @@ def place(device: str = "auto", dtype: str = "auto") -> Place:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
+    kind, _, number = device.partition(":")
+    if not re.fullmatch(r"cpu(:0)?|cuda(:\d+)?", device):
         raise ConfigError(unknown("device", device, ("auto", "cpu", "cuda", "cuda:0")))
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {device!r}: torch {torch.__version__} sees no CUDA device; use --device cpu")
+    if kind == "cuda" and int(number or 0) >= (there := torch.cuda.device_count()):
+        raise ConfigError(f"device {device!r} is none of the {there} that torch sees; they count from cuda:0")
     if dtype == "auto":
         dtype = "bfloat16" if kind == "cuda" else "float32"
     if dtype not in DTYPES:
@@ -135,9 +137,14 @@ def _processor() -> str:
         return ""
 
 
+def cores() -> int:
+    """How many cores this process may use; where the system does not say, as macOS, all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_threads(count: int | None = None) -> int:
     """Set torch's intra-op threads once for a command, by default to the cores this process may use."""
-    threads = count or len(os.sched_getaffinity(0))
+    threads = count or cores()
     torch.set_num_threads(threads)
     return threads
 
@@ -199,7 +206,8 @@ def resident_bytes() -> int:
 
 def peak_memory_bytes() -> int:
     """Highest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def machine() -> dict[str, str | int]:
@@ -208,7 +216,7 @@ def machine() -> dict[str, str | int]:
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
     return {
         "processor": model or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "simd": torch.backends.cpu.get_cpu_capability() + (", wide products" if use_wide_products() else ""),
         "python": platform.python_version(),

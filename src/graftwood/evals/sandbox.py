@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from graftwood.errors import ConfigError
+from graftwood.runtime import cores
 
 _START = 60.0  # seconds an interpreter may take to start on a busy machine; the program's own time begins after that
 
@@ -58,7 +59,7 @@ class Outcome:
 
 def run_all(programs: Sequence[str], limits: Limits = LIMITS) -> list[Outcome]:
     """Every program's outcome, as many at once as there are processors."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(lambda program: run_program(program, limits), programs))
 
 
