@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,12 @@ from graftwood.cli import app, guarded
 from graftwood.data.encode import encode_rows
 from graftwood.data.rows import rows_from
 from graftwood.errors import ConfigError
-from graftwood.flags import ALIASES, assignments, normal
+from graftwood.flags import ALIASES, assignments, normal, spelled, unescaped
 from graftwood.generate.engine import Engine
+from graftwood.run import Model, load
 from graftwood.samples import remembered
 from graftwood.train.below import rows_kept
+from tiny import model_folder
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,27 @@ def graft(capsys: pytest.CaptureFixture[str]) -> Graft:
 
     def call(*words: object) -> Said:
         capsys.readouterr()
-        code = guarded(lambda: app([normal(str(word)) for word in words], standalone_mode=False))
+        code = guarded(lambda: app(spelled([str(word) for word in words]), standalone_mode=False))
         captured = capsys.readouterr()
         return Said(code, captured.out, captured.err)
 
     return call
+
+
+def json_lines(said: Said) -> list[dict[str, Any]]:
+    """A command's data, which ends each value with a line feed and nothing else."""
+    return [json.loads(line) for line in said.out.split("\n")[:-1]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> Path:
+    """A whole model folder."""
+    return model_folder(tmp_path / "base", tokenizer_files)
+
+
+@pytest.fixture
+def model(folder: Path) -> Model:
+    return load(folder)
 
 
 @pytest.fixture
@@ -336,10 +355,100 @@ def test_generate_reads_prompts_and_writes_json_lines(graft: Graft, tmp_path: Pa
     prompts.write_text('{"prompt": "the"}\n{"messages": [{"role": "user", "content": "that"}]}\n', encoding="utf-8")
     said = graft("generate", "--model", tiny_hf_folder, "--file", prompts, "-n", 3, "--json")
     answers = [json.loads(line) for line in said.out.splitlines()]
-    assert [answer["prompt"] for answer in answers] == ["the", "that"]
+    assert [answer["prompt"] for answer in answers] == ["the", [{"role": "user", "content": "that"}]]
     assert all(answer["tokens"] <= 3 and answer["finish"] in ("stop", "length") for answer in answers)
     prompts.write_text("{}\n", encoding="utf-8")
-    assert f"{prompts}:1" in graft("generate", "--model", tiny_hf_folder, "--file", prompts).error
+    assert f"{prompts}:1: the row asks nothing" in graft("generate", "--model", tiny_hf_folder, "--file", prompts).err
+
+
+def test_a_row_of_messages_is_answered_as_a_conversation(
+    graft: Graft, model: Model, folder: Path, tmp_path: Path
+) -> None:
+    """Every shape up to its last answer, through the chat template; a text as it stands, whatever else breaks lines."""
+    system, user = {"role": "system", "content": "the"}, {"role": "user", "content": "is\u2028here"}
+    answer = {"role": "assistant", "content": "not asked"}
+    asked = [
+        {"messages": [system, user]},
+        {"messages": [system, user, answer]},
+        {"prompt": [system, user]},
+        {"prompt": [system, user], "completion": [answer]},
+        {"conversations": [{"from": "system", "value": "the"}, {"from": "human", "value": "is\u2028here"}]},
+        {"instruction": "is\u2028here", "system": "the"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    rows = [*asked, {"prompt": "is\u2028here"}]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    said = json_lines(graft("generate", "--model", folder, "-f", file, "-n", 6, "--json"))
+    answered, continued = model.chat([system, user], max_tokens=6), model.generate("is\u2028here", max_tokens=6)
+    assert answered != continued, "a test of what is asked needs two answers"
+    assert [row["text"] for row in said] == [answered] * len(asked) + [continued]
+    assert [row["prompt"] for row in said] == [[system, user]] * len(asked) + ["is\u2028here"]
+
+
+def test_rows_that_ask_nothing_are_refused_by_line(graft: Graft, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    bad = ({"prompt": None}, {"prompt": 3}, {"prompt": [{"role": "me"}]}, {"text": "a"}, {"prompt": ""})
+    file.write_text("\n\n".join(map(json.dumps, bad)), encoding="utf-8")
+    refused = graft("generate", "--model", folder, "-f", file).err
+    for part in (
+        "1: the row asks nothing",
+        "3: prompt is a number; it must",
+        "5: prompt[0] has role 'me'",
+        "7: text is",
+    ):
+        assert f"{file}:{part}" in refused
+    assert f"{file}:9: prompt is empty" in refused
+
+
+def test_a_text_file_holds_a_prompt_a_line(graft: Graft, folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "prompts.txt"
+    text.write_bytes(b"the user\x0csaid\r\n\nis here")
+    said = json_lines(graft("generate", "--model", folder, "-f", text, "-n", 1, "--json"))
+    assert [row["prompt"] for row in said] == ["the user\x0csaid", "is here"]
+    assert "give one of them" in graft("generate", "--model", folder, "-f", text, "the").error
+
+
+def test_a_base_without_a_template_says_how_messages_are_worded(graft: Graft, folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert graft("generate", "--model", folder, "-n", 1, "the").err == ""
+    assert "base has no chat template" in graft("generate", "--model", folder, "-n", 1, "--chat", "the").err
+
+
+def test_a_stop_may_be_white_space(graft: Graft, model: Model, folder: Path) -> None:
+    said = model.generate("the user", max_tokens=40)
+    assert " " in said.strip(), "a test of stopping needs something to stop at"
+    stopped = graft("generate", "--model", folder, "-n", 40, "--stop", " ", "the user")
+    assert stopped.out == said.partition(" ")[0] + "\n"
+    assert (unescaped("\\n\\n"), unescaped("a\\tb")) == ("\n\n", "a\tb")
+    assert "--stop is empty" in graft("generate", "--stop", "", "the").error
+
+
+def test_what_stands_after_two_dashes_is_no_flag() -> None:
+    words = ["generate", "--max_tokens", "3", "--", "--my_snake_case=3 says", "--"]
+    assert spelled(words) == ["generate", "--max-tokens", "3", "--", "--my_snake_case=3 says", "--"]
+
+
+@pytest.mark.parametrize("words", [("generate", b"caf\xe9"), ("generate",), ("chat", "--system", b"caf\xe9")])
+def test_bytes_that_are_no_text_are_refused(words: tuple[str | bytes, ...], folder: Path) -> None:
+    command = [sys.executable, "-m", "graftwood", words[0], "--model", folder, *words[1:]]
+    done = subprocess.run(command, input=b"caf\xe9", capture_output=True, check=False)
+    (said,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert said.endswith(b" is not UTF-8 at character 4; write it as UTF-8")
+
+
+def test_a_conversation_outlives_a_message_that_cannot_be_answered(
+    graft: Graft, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["the user", "the " * 200, "caf\udce9", "is here"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    said = graft("chat", "--model", folder, "-t", 0, "-n", 4)
+    assert said.code == 0
+    assert said.err.count("the message is dropped, /new starts over") == 2
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{lines[0]}\n{lines[3]}\n"))
+    assert graft("chat", "--model", folder, "-t", 0, "-n", 4).out == said.out
 
 
 def test_ctrl_c_is_said(graft: Graft, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ LAYERS = (
     ("anchors",),
     ("evals",),
     ("choose",),
-    ("progress",),
+    ("progress", "prompts"),
     ("training", "corpora", "draft"),
     ("job",),
     ("keeping", "continued"),

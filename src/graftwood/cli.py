@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -39,9 +38,11 @@ from graftwood.flags import (
     check_dry,
     spelled,
     tune_signature,
+    unescaped,
 )
 from graftwood.listings import print_json, show_card
 from graftwood.preparation import prepare
+from graftwood.prompts import prompts, readable
 
 if TYPE_CHECKING:
     from graftwood.run import Model
@@ -115,7 +116,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "see
 
 def _sampling(flags: dict[str, Any]) -> dict[str, Any]:
     """The fields of `Sampling` out of a verb's flags."""
-    return {name: flags[name] for name in SAMPLING} | {"stop": tuple(flags["stop"] or ())}
+    return {name: flags[name] for name in SAMPLING} | {"stop": tuple(map(unescaped, flags["stop"] or ()))}
 
 
 @app.command()
@@ -123,7 +124,7 @@ def generate(
     prompt: Annotated[Optional[list[str]], typer.Argument(help="prompts; without one, --file or stdin")] = None,  # noqa: UP045
     model: ModelFlag = "smollm2-135m",
     adapter: AdapterFlag = None,
-    file: Annotated[Optional[Path], typer.Option("--file", "-f", help="one prompt a line, or JSONL rows")] = None,  # noqa: UP045
+    file: Annotated[Optional[Path], typer.Option("--file", "-f", help="one prompt a line, or .jsonl rows")] = None,  # noqa: UP045
     chat: Annotated[bool, typer.Option("--chat", help="each prompt is a message to answer")] = False,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -139,15 +140,15 @@ def generate(
 ) -> None:
     """Continue prompts, or answer them with --chat. One prompt is streamed, several run as a batch."""
     sampling = _sampling(locals())
-    prompts = list(_prompts(prompt, file))
+    given = prompts(prompt, file)
     _check(sampling)
     opened = _open(model, adapter, device, dtype)
-    if len(prompts) == 1 and not json_:
-        for piece in opened.stream(prompts[0], chat=chat, **sampling):
-            print(piece, end="", flush=True)
-        print()
+    if chat or not all(isinstance(asked, str) for asked in given):
+        _tell_template(opened)
+    if len(given) == 1 and not json_:
+        _said(opened.stream(given[0], chat=chat, **sampling))
         return
-    for asked, done in zip(prompts, opened.complete(prompts, chat=chat, **sampling), strict=True):
+    for asked, done in zip(given, opened.complete(given, chat=chat, **sampling), strict=True):
         if json_:
             print_json({"prompt": asked, "text": done.text, "finish": done.finish, "tokens": len(done.ids)}, line=True)
         else:
@@ -161,41 +162,10 @@ def _check(sampling: dict[str, Any]) -> None:
     Sampling(**sampling)
 
 
-def _prompts(given: list[str] | None, file: Path | None) -> Iterator[str]:
-    if given:
-        yield from given
-    elif file is None:
-        if sys.stdin.isatty():
-            raise ConfigError("no prompt: give one as an argument, with --file, or on stdin")
-        text = sys.stdin.read().rstrip("\n")
-        if not text:
-            raise ConfigError("no prompt: stdin is empty; give one as an argument, with --file, or on stdin")
-        yield text
-    else:
-        lines = [(number, line) for number, line in enumerate(_text_of(file).splitlines(), 1) if line.strip()]
-        if not lines:
-            raise ConfigError(f"{file} holds no prompt; write one a line, or JSONL rows into a .jsonl file")
-        for number, line in lines:
-            yield _row_prompt(line, f"{file}:{number}") if file.suffix == ".jsonl" else line
-
-
-def _text_of(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"there is no prompt file {file}") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read the prompt file {file}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not UTF-8 at byte {error.start + 1}; save it as UTF-8") from None
-
-
-def _row_prompt(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-        return str(row["prompt"] if "prompt" in row else row["messages"][0]["content"])
-    except (ValueError, KeyError, TypeError, IndexError):
-        raise ConfigError(f'{where}: each line is an object with "prompt" or "messages"') from None
+def _tell_template(model: Model) -> None:
+    """A conversation is worded by the base's template, so a base without one is told of."""
+    if not model.base.template.own:
+        print(f"{model.name} has no chat template; messages are asked as User: ... Assistant: ...", file=sys.stderr)
 
 
 @app.command()
@@ -217,8 +187,9 @@ def chat(
     """Talk with a model. /new starts over, /exit or end-of-file leaves."""
     sampling = _sampling(locals())
     _check(sampling)
+    first = [{"role": "system", "content": readable(system, "--system")}] if system else []
     opened = _open(model, adapter, device, dtype)
-    first = [{"role": "system", "content": system}] if system else []
+    _tell_template(opened)
     messages = list(first)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
@@ -228,13 +199,23 @@ def chat(
         if line.strip() == "/new":
             messages = list(first)
         elif line.strip():
-            messages.append({"role": "user", "content": line.strip()})
-            answer = ""
-            for piece in opened.stream_chat(messages, **sampling):
-                answer += piece
-                print(piece, end="", flush=True)
-            print()
-            messages.append({"role": "assistant", "content": answer})
+            try:
+                asked = {"role": "user", "content": readable(line.strip(), "the message")}
+                answer = _said(opened.stream_chat([*messages, asked], **sampling))
+            except GraftError as error:
+                print(f"graft: {error}; the message is dropped, /new starts over", file=sys.stderr)
+                continue
+            messages += [asked, {"role": "assistant", "content": answer}]
+
+
+def _said(pieces: Iterator[str]) -> str:
+    """An answer, shown as it comes."""
+    answer = ""
+    for piece in pieces:
+        answer += piece
+        print(piece, end="", flush=True)
+    print()
+    return answer
 
 
 merging.register(app)
@@ -278,13 +259,17 @@ def _command() -> Any:
 
 
 def _open_streams() -> None:
-    """A closed stream reads and writes nothing; a character that the terminal lacks is written as `?`."""
+    """A closed stream reads and writes nothing; a character that the terminal lacks is written as `?`, one that is no
+    character is read as a lone surrogate.
+    """
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is said where it is read
 
 
 def _drop_stdout() -> None:

@@ -12,6 +12,8 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 # Where an empty text says something: no system message, samples that begin with nothing.
 _MAY_BE_EMPTY = ("system", "sample_prompt")
+# Where white space says something: what ends an answer or stands between documents.
+_MAY_BE_BLANK = ("stop", "separator")
 _WHOLE = 10_000  # characters; the list of verbs wraps what is longer than its line
 
 
@@ -25,7 +27,9 @@ class Command(TyperCommand):
             name = (*(flag for flag in parameter.opts if flag.startswith("--")), *parameter.opts)[0]
             value = given.get(parameter.name)
             values = value if isinstance(value, list | tuple) else [value]
-            if parameter.name not in _MAY_BE_EMPTY and any(isinstance(one, str) and not one.strip() for one in values):
+            blank = parameter.name in _MAY_BE_BLANK
+            empty = any(isinstance(one, str) and not (one if blank else one.strip()) for one in values)
+            if empty and parameter.name not in _MAY_BE_EMPTY:
                 ctx.fail(f"{name} is empty; give it a value or leave it out.")
         return super().parse_args(ctx, args)
 

@@ -52,7 +52,10 @@ TopK = Annotated[int, typer.Option("--top-k", help="only the k likeliest tokens;
 TopP = Annotated[float, typer.Option("--top-p", help="only the likeliest tokens that make up this share")]
 MinP = Annotated[float, typer.Option("--min-p", help="only tokens this likely, relative to the likeliest")]
 Penalty = Annotated[float, typer.Option("--repetition-penalty", help="above 1 discourages tokens seen before")]
-Stop = Annotated[Optional[list[str]], typer.Option("--stop", help="end before this text; may be given again")]  # noqa: UP045
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", help="end before this text, in it \\n for a line break, \\t for a tab; may be given again"),
+]
 Seed = Annotated[int, seed_option("seed of the sampling")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="longest answer in tokens")]
 
@@ -166,8 +169,19 @@ def anchors(given: list[str] | None) -> dict[str, dict[str, Any]]:
     return found
 
 
+def unescaped(given: str) -> str:
+    """A text in which `\\n` and `\\t` stand for what they stand for."""
+    return given.replace("\\n", "\n").replace("\\t", "\t")
+
+
 def spelled(words: Sequence[str]) -> list[str]:
-    """A command in the one spelling there is: every flag by our name, `--data A B` as `--data A --data B`."""
+    """A command in the one spelling there is: every flag by our name, `--data A B` as `--data A --data B`.
+
+    What stands after `--` is no flag and stays as it is.
+    """
+    if "--" in words:
+        end = words.index("--")
+        return [*spelled(words[:end]), *words[end:]]
     several = SEVERAL.get(words[0], ()) if words else ()
     said: list[str] = []
     flag, filled = "", False

@@ -27,6 +27,7 @@ from graftwood.model.quantised import quantise
 from graftwood.model.weights import fingerprint
 from graftwood.pretraining import Result
 from graftwood.progress import Display
+from graftwood.prompts import Asked
 from graftwood.racing import execute_race
 from graftwood.runtime import place
 from graftwood.technique import Technique
@@ -63,27 +64,31 @@ class Model:
         texts = [done.text for done in self.complete(prompts, **sampling)]
         return texts[0] if isinstance(prompt, str) else texts
 
-    def complete(self, prompts: Sequence[str], chat: bool = False, **sampling: Any) -> list[Completion]:
-        """Each prompt continued, or answered as a message with `chat`: text, ids and why it ended."""
+    def complete(self, prompts: Sequence[Asked], chat: bool = False, **sampling: Any) -> list[Completion]:
+        """Each prompt continued, or answered as a message with `chat`: text, ids and why it ended.
+
+        A prompt may be a conversation of `{"role", "content"}` messages, which is answered.
+        """
         return self.engine.generate([self._ids(text, chat) for text in prompts], Sampling(**sampling))
 
-    def stream(self, prompt: str, chat: bool = False, **sampling: Any) -> Iterator[str]:
+    def stream(self, prompt: Asked, chat: bool = False, **sampling: Any) -> Iterator[str]:
         """One prompt's continuation or answer, piece by piece."""
         return self.engine.stream(self._ids(prompt, chat), Sampling(**sampling))
 
-    def chat(self, messages: str | Sequence[Mapping[str, str]], **sampling: Any) -> str:
+    def chat(self, messages: Asked, **sampling: Any) -> str:
         """The assistant's answer to a message, or to a conversation of `{"role", "content"}` messages."""
         return "".join(self.stream_chat(messages, **sampling))
 
-    def stream_chat(self, messages: str | Sequence[Mapping[str, str]], **sampling: Any) -> Iterator[str]:
+    def stream_chat(self, messages: Asked, **sampling: Any) -> Iterator[str]:
         """`chat`, piece by piece as it is generated."""
-        given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        turns = [Turn(_role(message["role"]), message["content"], False) for message in given]
-        return self.engine.stream(self.base.template.prompt(turns), Sampling(**sampling))
+        return self.stream(messages, chat=True, **sampling)
 
-    def _ids(self, text: str, chat: bool) -> list[int]:
+    def _ids(self, asked: Asked, chat: bool) -> list[int]:
+        if not isinstance(asked, str):
+            turns = [Turn(_role(message["role"]), message["content"], False) for message in asked]
+            return self.base.template.prompt(turns)
         encoder = self.base.encoder()
-        return encoder.ask(text) if chat else encoder.begin(text)
+        return encoder.ask(asked) if chat else encoder.begin(asked)
 
     @property
     def engine(self) -> Engine:

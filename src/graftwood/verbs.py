@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from graftwood.commands import Commands
-from graftwood.flags import JsonFlag, check_dry, pretrain_signature, seed_option
+from graftwood.flags import JsonFlag, check_dry, pretrain_signature, seed_option, unescaped
 
 Given = Annotated[
     list[str], typer.Argument(help="text or JSONL files (.gz and .zst too), folders, patterns, - for stdin")
@@ -172,5 +172,4 @@ def _count(given: str | None) -> int | None:
 
 
 def _text(given: str | None) -> str | None:
-    """A flag in which `\\n` and `\\t` stand for what they stand for."""
-    return None if given is None else given.replace("\\n", "\n").replace("\\t", "\t")
+    return None if given is None else unescaped(given)

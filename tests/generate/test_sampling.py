@@ -40,6 +40,9 @@ def drawn(logits: Tensor, rows: int = 2000, **options: Any) -> Tensor:
         ({"temperature": 2.0, "top_p": 0.41}, {1, 3}),
         ({"temperature": 0.5, "top_p": 0.55}, {1}),
         ({"temperature": 2.0, "min_p": 0.49}, {1, 3, 5, 6}),
+        ({"temperature": 1e-8}, {1}),
+        ({"temperature": 1e-40}, {1}),  # by which float32 divides into infinity
+        ({"temperature": 1e-50}, {1}),  # which float32 has not
     ],
 )
 def test_exactly_the_kept_tokens_are_drawn(options: dict[str, Any], kept: set[int]) -> None:

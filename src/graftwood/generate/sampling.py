@@ -14,6 +14,8 @@ from graftwood.errors import ConfigError
 
 # Sorting a whole vocabulary takes as long as a decode step; the mass is nearly always within the first of it.
 _CANDIDATES = 1024
+# A colder temperature leaves only the likeliest of what float32 tells apart, or divides into infinity.
+_COLD = 1e-8
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def choose(
     logits = logits_BV
     if seen_BV is not None and sampling.repetition_penalty != 1:
         logits = _penalised(logits, seen_BV, sampling.repetition_penalty)
-    if sampling.temperature == 0:
+    if sampling.temperature < _COLD:
         return logits.argmax(-1)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
