@@ -146,7 +146,8 @@ def test_an_adapter_folder_says_what_it_belongs_to(folder: Path, tmp_path: Path)
         "graftwood.json",
     }
     notes = json.loads((tmp_path / "adapter" / "graftwood.json").read_text(encoding="utf-8"))
-    assert notes == {"base": base.name, "base_fingerprint": base.fingerprint, "technique": "lora"}
+    source = {"base": base.name, "base_source": str(folder), "base_fingerprint": base.fingerprint}
+    assert notes == source | {"technique": "lora"}
     config = json.loads((tmp_path / "adapter" / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     assert (config["peft_type"], config["r"], config["target_modules"]) == ("LORA", 4, ["q_proj", "up_proj"])
     assert config["base_model_name_or_path"] == str(folder)

@@ -26,7 +26,7 @@ from graftwood.generate.engine import Engine
 from graftwood.run import Model, load
 from graftwood.samples import remembered
 from graftwood.train.below import rows_kept
-from tiny import model_folder
+from tiny import adapter, model_folder
 
 
 @dataclass(frozen=True)
@@ -566,6 +566,23 @@ def test_merge_of_a_damaged_adapter(graft: Graft, tmp_path: Path, config: str, s
     assert done.code == 2
     assert said in done.error
     assert str(tmp_path / "adapter_config.json") in done.error
+
+
+def test_merge_finds_the_base_by_its_source(graft: Graft, model: Model, folder: Path, tmp_path: Path) -> None:
+    """PEFT's file of an adapter may name a folder of the cache, which is gone once that is cleaned."""
+    made = adapter(model.base, "lora", tmp_path / "adapter")
+    config = json.loads((made / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = str(tmp_path / "gone")
+    (made / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    said = graft("merge", made, "--out", tmp_path / "out", "--json")
+    assert json.loads(said.out).keys() == {"folder", "logit_difference"}
+    assert load(tmp_path / "out").generate("the", max_tokens=6) == load(folder, made).generate("the", max_tokens=6)
+    notes = json.loads((made / "graftwood.json").read_text(encoding="utf-8"))
+    del notes["base_source"]
+    (made / "graftwood.json").write_text(json.dumps(notes), encoding="utf-8")
+    said = graft("merge", made, "--out", tmp_path / "two")
+    assert said.error.endswith(f"{made} is of the base {tmp_path / 'gone'}, which is not there; name it with --model")
+    assert graft("merge", made, "--model", folder, "--out", tmp_path / "two").code == 0
 
 
 def test_help_cuts_no_sentence(graft: Graft, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from graftwood.technique import TECHNIQUES, Technique
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+NOTES = "graftwood.json"  # beside them: of which base the adapter is, and where that is found
 HEAD, PICKLED_HEAD = "model_head.safetensors", "pytorch_model_head.bin"
 _CARRIED = (
     "tokenizer.json",
@@ -47,11 +48,16 @@ def save_adapter(base: Base, technique: Technique, folder: Path) -> None:
         "inference_mode": True,
         "peft_version": "0.21.0",
     }
-    notes = {"base": base.name, "base_fingerprint": base.fingerprint, "technique": technique.name}
+    notes = {
+        "base": base.name,
+        "base_source": base.source,
+        "base_fingerprint": base.fingerprint,
+        "technique": technique.name,
+    }
     with storage(f"write {folder}"), atomic_folder(folder) as work:
         write_tensors(technique.files(base.decoder), work / technique.weights_file)
         write_json(work / ADAPTER_CONFIG, config | technique.describe(base.decoder))
-        write_json(work / "graftwood.json", notes)
+        write_json(work / NOTES, notes)
 
 
 def load_adapter(base: Base, folder: Path) -> Technique:
@@ -60,7 +66,7 @@ def load_adapter(base: Base, folder: Path) -> Technique:
     Raises: ConfigError for a type that is not read, or an adapter that was trained on another base.
     """
     technique = read_technique(folder)
-    notes = read_object(folder / "graftwood.json") if (folder / "graftwood.json").exists() else {}
+    notes = read_notes(folder)
     recorded = notes.get("base_fingerprint", base.fingerprint)
     if recorded != base.fingerprint:
         raise ConfigError(
@@ -77,6 +83,11 @@ def load_adapter(base: Base, folder: Path) -> Technique:
         raise ConfigError(f"{folder}: {error}") from None
     base.decoder.requires_grad_(False).eval()
     return technique
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """What an adapter folder of ours says of its base; nothing of another's."""
+    return read_object(folder / NOTES) if (folder / NOTES).exists() else {}
 
 
 def _check_head(base: Base, folder: Path) -> None:

@@ -41,7 +41,7 @@ class Sum:
         found = [f"--how {', '.join(odd)} is not one of {', '.join(HOWS)}"] if odd else []
         if count < 2:
             found.append(f"{count} adapter to add; give several after --adapters")
-        if len({path.resolve() for path in adapters}) < count:
+        if len({_run(path.resolve()) for path in adapters}) < count:
             found.append("an adapter is given twice; give it once with a weight")
         if len(self.weights) != count:
             found.append(f"{len(self.weights)} weights for {count} adapters; give one each")
@@ -101,10 +101,21 @@ def _run(adapter: Path) -> Path:
     return adapter.parent if adapter.name == "adapter" else adapter
 
 
+def _tasks(sources: Sequence[str]) -> list[str]:
+    """A name for each source; adapters may be of the same one."""
+    different = list(dict.fromkeys(sources))
+    named = dict(zip(different, task_names(different), strict=True))
+    names = [named[source] for source in sources]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: number + 1].count(name)})"
+        for number, name in enumerate(names)
+    ]
+
+
 def _heldout(base: Base, adapters: Sequence[Path], sources: Sequence[str]) -> list[Example]:
     """Rows of each source that its adapter was not trained on, as the run of the adapter held them out."""
     found: list[Example] = []
-    for adapter, source, task in zip(adapters, sources, task_names(sources), strict=True):
+    for adapter, source, task in zip(adapters, sources, _tasks(sources), strict=True):
         files = (folder / "run.toml" for folder in (adapter, *adapter.resolve().parents[:3]))
         config = read_config(RunConfig, next((file for file in files if file.is_file()), None), {"data": source})
         splits = of_task(load_splits(source, held_out=config.held_out, seed=config.seed), task)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from graftwood.checkpoint import ADAPTER_CONFIG, read_object
+from graftwood.checkpoint import ADAPTER_CONFIG, read_notes, read_object
 from graftwood.errors import ConfigError, ModelError
 from graftwood.model.weights import load_decoder
 from graftwood.run import Model, recorded_model
@@ -38,8 +38,12 @@ def recorded_base(adapter: Path) -> str:
     if (adapter / "run.toml").is_file():
         return recorded_model(adapter)
     if (adapter / ADAPTER_CONFIG).is_file():
-        named = read_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+        # PEFT's file names a folder that transformers opens, which for a converted base is one of the cache.
+        theirs = read_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+        named = read_notes(adapter).get("base_source", theirs)
         if not isinstance(named, str) or not named:
             raise ConfigError(f"{adapter / ADAPTER_CONFIG} does not say of which base it is; name it with --model")
+        if Path(named).is_absolute() and not Path(named).exists():
+            raise ConfigError(f"{adapter} is of the base {named}, which is not there; name it with --model")
         return named
     raise ConfigError(f"{adapter} is neither a run nor an adapter folder; name the base with --model")

@@ -47,12 +47,17 @@ def _export(
     dtype: DtypeFlag = "auto",
 ) -> None:
     """Write a Hugging Face folder that transformers loads, the adapter merged in, and check it."""
+    _handed(model, out, adapter, device, dtype)
+
+
+def _handed(model: str, out: Path, adapter: Path | None, device: str, dtype: str) -> float:
     from graftwood.handover import export
     from graftwood.run import load
 
     check_new(out)
     difference = export(load(model, adapter, device, dtype), out)
     print(f"{out}: written, read back, largest difference of a logit {difference:.1e}", file=sys.stderr)
+    return difference
 
 
 def _merge(
@@ -81,7 +86,9 @@ def _merge(
     if adapter is not None:
         if how or data:
             raise ConfigError("--how and --data are for several --adapters or --models")
-        _export(model or recorded_base(adapter), out, adapter, device, dtype)
+        difference = _handed(model or recorded_base(adapter), out, adapter, device, dtype)
+        if json_:
+            print(json.dumps({"folder": str(out), "logit_difference": difference}, indent=2))
         return
     check_new(out)
     given = adapters or models or []

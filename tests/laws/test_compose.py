@@ -166,6 +166,17 @@ def test_the_best_candidate_on_each_adapters_rows_is_kept(base: Base, adapters: 
     assert (tmp_path / "sum" / "adapter_config.json").exists()
 
 
+def test_adapters_of_one_source_are_two_tasks(base: Base, adapters: list[Path], tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"say {n}:", "completion": f" the {n}"} for n in range(12)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = compose(base, adapters[:2], Sum((0.5, 0.5)), [str(source)] * 2, tmp_path / "sum")
+    assert done.matrix is not None
+    assert done.matrix.tasks == ("rows (1)", "rows (2)")
+    with pytest.raises(ConfigError, match="an adapter is given twice"):
+        Sum((0.5, 0.5)).check([tmp_path / "run", tmp_path / "run" / "adapter"], 0)
+
+
 @pytest.mark.parametrize(
     ("weights", "hows", "sources", "density", "said"),
     [
