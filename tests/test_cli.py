@@ -511,6 +511,9 @@ def test_the_program_itself() -> None:
         (("eval", "tiny", "--seed", "-1"), "--seed"),
         (("eval", "tiny", "-t", "-1"), "temperature -1 is not 0 (greedy) or more"),
         (("eval", "tiny", "-t", "nan"), "temperature nan is not 0 (greedy) or more"),
+        (("generate", "--model", "~nosuch/x", "hi"), "no model '~nosuch/x'"),
+        (("generate", "--model", "x" * 5000, "hi"), "is too long for the name of a file"),
+        (("show", "x" * 300), "is too long for the name of a file"),
         (("generate", "-n", "0", "hi"), "max_tokens=0 is not 1 or more"),  # the default base is not fetched for it
         (("tune", "."), "cannot read the run file .: Is a directory"),
         (("tune", __file__), "a run file is TOML, data are given with --data"),
@@ -566,6 +569,26 @@ def test_merge_of_a_damaged_adapter(graft: Graft, tmp_path: Path, config: str, s
     assert done.code == 2
     assert said in done.error
     assert str(tmp_path / "adapter_config.json") in done.error
+
+
+def test_a_run_in_the_home_folder_is_one(
+    graft: Graft, model: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = adapter(model.base, "lora", tmp_path / "run" / "adapter")
+    (tmp_path / "run" / "run.toml").write_text(f'model = "{folder}"', encoding="utf-8")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    said = [graft("generate", "--model", given, "-n", 6, "the").out for given in ("~/run", tmp_path / "run")]
+    said.append(graft("generate", "--model", "~/base", "--adapter", "~/run", "-n", 6, "the").out)
+    assert said == [load(folder, made).generate("the", max_tokens=6) + "\n"] * 3
+
+
+def test_an_export_fills_the_folder_it_is_called_in(
+    graft: Graft, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert graft("export", folder, "--out", ".").code == 0
+    assert load(tmp_path / "here").generate("the", max_tokens=6) == load(folder).generate("the", max_tokens=6)
 
 
 def test_merge_finds_the_base_by_its_source(graft: Graft, model: Model, folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from graftwood import files
-from graftwood.errors import StorageError
+from graftwood.errors import ConfigError, StorageError
 from graftwood.files import atomic_folder, atomic_write, cache_home, folder_bytes, sha256_file, sha256_text, storage
 
 
@@ -51,6 +51,42 @@ def test_a_folder_replaces_the_one_before_it_entirely(tmp_path: Path) -> None:
     assert names(target) == ["sub"]
     assert (target / "sub" / "a").read_text() == "new"
     assert names(tmp_path) == ["target"]
+
+
+def test_an_empty_folder_is_filled_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it must be where it is a mount point, or the working folder."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    monkeypatch.chdir(tmp_path / "out")
+    number = (tmp_path / "out").stat().st_ino
+    with pytest.raises(KeyboardInterrupt):
+        fill_until(Path("."), KeyboardInterrupt)
+    assert names(tmp_path / "out") == []
+    fill(Path("."), "new")
+    assert (Path("sub") / "a").read_text() == "new"
+    assert (tmp_path / "out").stat().st_ino == number
+    fill(tmp_path / "link", "newer")
+    assert (tmp_path / "out" / "sub" / "a").read_text() == "newer"
+    assert (names(tmp_path / "out"), names(tmp_path)) == (["sub"], ["link", "out"])
+
+
+def test_an_empty_folder_that_cannot_be_filled_stays_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = os.replace
+
+    def second(source: Path, to: Path) -> None:
+        if to.name == "b":
+            raise OSError(28, "No space left on device")
+        rename(source, to)
+
+    def both() -> None:
+        with atomic_folder(tmp_path) as work:
+            (work / "a").mkdir()
+            (work / "b").touch()
+
+    monkeypatch.setattr(files.os, "replace", second)
+    with pytest.raises(OSError, match="No space left"):
+        both()
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
@@ -171,6 +207,10 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("GRAFTWOOD_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     assert cache_home() == Path("/x/graftwood")
+    monkeypatch.setenv("GRAFTWOOD_HOME", "~nosuch/xx")
+    with pytest.raises(ConfigError, match="~nosuch/xx is in the home of nobody; set GRAFTWOOD_HOME"):
+        cache_home()
+    monkeypatch.delenv("GRAFTWOOD_HOME")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_home() == Path.home() / ".cache" / "graftwood"
 

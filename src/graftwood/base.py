@@ -15,7 +15,7 @@ from graftwood.data.templates import ChatTemplate
 from graftwood.data.templates import from_folder as read_template
 from graftwood.data.tokenizers import bpe
 from graftwood.errors import ModelError
-from graftwood.files import atomic_folder, cache_home, sha256_file, sha256_text, storage
+from graftwood.files import atomic_folder, cache_home, expanded, sha256_file, sha256_text, storage
 from graftwood.model.decoder import Decoder
 from graftwood.model.gguf import ROPE_FACTORS, GGUFFile
 from graftwood.model.rules import to_files, to_parameters
@@ -63,7 +63,7 @@ def open_base(source: str, place: Place) -> Base:
         )
     template = read_template(folder, tokenizer)
     # A path is remembered whole: what is written about this base may be read from another folder.
-    lasting = str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
+    lasting = str(expanded(source).resolve()) if expanded(source).exists() else source
     return Base(fetched.name, lasting, folder, _fingerprint(folder), decoder, tokenizer, template, fetched.licence)
 
 

@@ -304,8 +304,8 @@ def guarded(command: Callable[[], Any]) -> int:
         return 0
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            fix = "no file can be called that; rows and questions are read from files, give the path of one"
-            print(f"graft: {str(error.filename)[:60]}... is too long: {fix}", file=sys.stderr)
+            fix = "rows and questions are read from files, give the path of one"
+            print(f"graft: {str(error.filename)[:60]}... is too long for the name of a file; {fix}", file=sys.stderr)
             return 2
         if error.errno not in _FULL:
             raise

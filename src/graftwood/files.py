@@ -18,10 +18,15 @@ from graftwood.errors import ConfigError, StorageError
 def cache_home() -> Path:
     """The one folder everything cached lives in: `$GRAFTWOOD_HOME`, else `$XDG_CACHE_HOME/graftwood`."""
     home = os.environ.get("GRAFTWOOD_HOME")
-    if home:
-        return Path(home).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "graftwood"
+    folder = expanded(home) if home else expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graftwood"
+    if folder.parts[:1] and folder.parts[0].startswith("~"):
+        raise ConfigError(f"the cache folder {folder} is in the home of nobody; set GRAFTWOOD_HOME to a folder")
+    return folder
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` made a home folder; that of a user there is not stays as it is, and leads nowhere."""
+    return Path(os.path.expanduser(path))
 
 
 @contextmanager
@@ -47,10 +52,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not.
 
     The rename is the moment of truth: a reader sees the old folder, then the whole new one. An existing `target` is
-    replaced; it is moved aside first and removed last, so that a kill in between loses neither.
+    replaced; it is moved aside first and removed last, so that a kill in between loses neither. An empty one is filled
+    instead: a mount point cannot be renamed, nor what a shell stands in without leaving it nowhere.
     """
+    target = target.resolve()
+    fills = target.is_dir() and not any(target.iterdir())
     target.parent.mkdir(parents=True, exist_ok=True)
-    work, old = _aside(target, "part"), _aside(target, "old")
+    work, old = _aside(target / target.name if fills else target, "part"), _aside(target, "old")
     work.mkdir()
     try:
         yield work
@@ -60,6 +68,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
                 path.chmod(readable)  # safetensors writes for the owner alone, whatever the umask
             _sync(path)
         _sync(work)
+        if fills:
+            _move_up(work)
+            return
         if target.exists():
             os.replace(target, old)
         os.replace(work, target)
@@ -69,6 +80,21 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         if old.exists() and not target.exists():
             os.replace(old, target)
+        raise
+
+
+def _move_up(work: Path) -> None:
+    """Move everything in a folder into the one it is in, which has nothing else; if one cannot be, none stays."""
+    moved: list[Path] = []
+    try:
+        for path in sorted(work.iterdir()):
+            moved.append(work.parent / path.name)
+            os.replace(path, moved[-1])
+        work.rmdir()
+        _sync(work.parent)
+    except BaseException:
+        for path in moved:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise
 
 

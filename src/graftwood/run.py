@@ -18,7 +18,7 @@ from graftwood.data.rows import Turn
 from graftwood.draft import IN_MEMORY, draft
 from graftwood.errors import ConfigError, ModelError
 from graftwood.evals.card import Card
-from graftwood.files import check_new
+from graftwood.files import check_new, expanded
 from graftwood.generate.engine import Completion, Engine
 from graftwood.generate.sampling import Sampling
 from graftwood.job import prepare, preview
@@ -153,7 +153,7 @@ def load(
     adapter = adapter or found
     if adapter is None:
         return Model(base)
-    folder = Path(adapter)
+    folder = expanded(adapter)
     if (folder / "adapter").is_dir():
         folder = folder / "adapter"
     return Model(base, load_adapter(base, folder))
@@ -209,9 +209,9 @@ def run(
         model.changed()
         return Run(out, card, model if nothing else load(out, device=config.device, dtype=config.dtype))
     if job.technique.writes_base:
-        written = out / "model"
-        source, print_ = str(written.resolve()), fingerprint(written)
-        model.base = replace(model.base, name=out.name, source=source, folder=written, fingerprint=print_)
+        written = (out / "model").resolve()
+        source, print_ = str(written), fingerprint(written)
+        model.base = replace(model.base, name=written.parent.name, source=source, folder=written, fingerprint=print_)
     model.technique = None if job.technique.writes_base else job.technique
     model.changed()
     return Run(out, card, model)
@@ -293,7 +293,7 @@ def _outline(config: RunConfig, model: Model | None) -> Callable[[], Decoder]:
 
 def run_parts(model: str) -> tuple[str, Path | None]:
     """A run folder stands for its base and its adapter, or for the whole model it wrote."""
-    folder = Path(model)
+    folder = expanded(model)
     if not (folder / "run.toml").is_file():
         return model, None
     if (folder / "model").is_dir():
