@@ -133,7 +133,7 @@ def test_a_run_that_fails_leaves_the_model_as_it_was(
 def test_a_quantised_model_is_not_tuned_as_another(model: gw.Model, tmp_path: Path) -> None:
     quantise(model.base.decoder, "int8")
     for asked in ("full", "q4"):
-        with pytest.raises(ConfigError, match=f"held in int8, not {asked}; give int8 or load it anew"):
+        with pytest.raises(ConfigError, match=f"held in int8, not {asked}; give base_precision=int8 or load it anew"):
             gw.tune(model, ROWS, out=str(tmp_path / "run"), **QUICK | {"base_precision": asked})
 
 

@@ -285,7 +285,8 @@ def _outline(config: RunConfig, model: Model | None) -> Callable[[], Decoder]:
             raise ConfigError(f"the model has an adapter merged in, which no folder holds yet; {_EXPORT}")
         held = config.base_precision if model is None else model.base.decoder.base_precision
         if held not in ("full", config.base_precision):
-            raise ConfigError(f"the model is held in {held}, not {config.base_precision}; give {held} or load it anew")
+            asked = config.base_precision
+            raise ConfigError(f"the model is held in {held}, not {asked}; give base_precision={held} or load it anew")
         return base_outline(source) if model is None else model.base.decoder
 
     return plain
