@@ -250,8 +250,7 @@ def test_rows_in_place_of_a_path_are_refused_in_one_line(flag: str, graft: Graft
     row = json.dumps({"prompt": "a word " * 60, "completion": "another"})
     said = graft("tune", "--out", tmp_path / "run", *(() if flag == "--data" else ("--data", rows)), flag, row)
     assert said.code == 2
-    assert said.error == f"{row[:60]}... is too long: no file can be called that; rows and questions are read from " \
-        "files, give the path of one"  # fmt: skip
+    assert said.error.startswith(f"{row[:60]}... is too long for the name of a file; rows and questions are read from")
 
 
 def test_models_and_cache_of_an_empty_home(graft: Graft, home: Path) -> None:
