@@ -75,7 +75,7 @@ class Examination:
             kept=judge.kept(self._before, after, moved, self._probe),
             memory=judge.remembered(self._before, after),
             chosen=chosen,
-            cost=cost(trainer.progress, self._seconds + time.monotonic() - started),
+            cost=cost(trainer.progress, self._seconds + time.monotonic() - started, base.decoder.device),
             curve=curve,
             samples=judge.samples(self._paper, base.encoder(), self._before, after),
         )

@@ -293,7 +293,7 @@ def _result(job: Job, trainer: Trainer, expected: Forecast, out: Path, sample: s
         tokens=progress.tokens,
         train_seconds=progress.train_seconds,
         tokens_per_second=progress.tokens / max(progress.train_seconds, 1e-9),
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(job.base.decoder.device),
         forecast_memory_bytes=expected.memory_bytes,
         valid_loss=loss,
         bits_per_byte=None if loss is None else loss * job.bits_a_nat,

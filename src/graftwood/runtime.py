@@ -204,8 +204,16 @@ def resident_bytes() -> int:
         return 0
 
 
-def peak_memory_bytes() -> int:
-    """Highest resident memory of this process so far, in bytes."""
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done all it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory so far, in bytes: of tensors on a CUDA device, else what is resident of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 
 from graftwood.checkpoint import step_folders
@@ -198,14 +199,14 @@ def _interruptible(trainer: Trainer, display: Display) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def cost(progress: Progress, report_seconds: float) -> Cost:
-    """What a run took, for its report card."""
+def cost(progress: Progress, report_seconds: float, device: torch.device) -> Cost:
+    """What a run on a device took, for its report card."""
     return Cost(
         train_seconds=progress.train_seconds,
         report_seconds=report_seconds,
         train_tokens=progress.tokens,
         answer_tokens=progress.answer_tokens,
         tokens_per_second=progress.tokens / max(progress.train_seconds, 1e-9),
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(device),
         machine=machine(),
     )

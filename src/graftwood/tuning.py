@@ -100,7 +100,7 @@ def report(
         kept=judge.kept(known.before, after, moved, known.probe),
         memory=_memory(job, known.before, after, engine),
         chosen=_chosen(job, trained, choice),
-        cost=cost(trained.progress, measured + time.monotonic() - started),
+        cost=cost(trained.progress, measured + time.monotonic() - started, base.decoder.device),
         curve=trained.curve,
         samples=judge.samples(paper, base.encoder(), known.before, after),
         choice=choice,

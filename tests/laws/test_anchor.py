@@ -163,6 +163,17 @@ def test_the_dials_ends_are_exact(technique: str, folder: Path, tmp_path: Path) 
         assert torch.equal(base.decoder(ids), untouched)
 
 
+@reversible
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_the_dial_turns_on_another_device_than_checkpoints_are_read_to(
+    technique: str, alpha: float, folder: Path, tmp_path: Path
+) -> None:
+    _, trainer = made(folder, tmp_path, technique, [])
+    trainer.save()
+    way_back(trainer.decoder.to("meta"), tiny.technique(technique), trainer.folder)(alpha)
+    assert all(parameter.device.type == "meta" for parameter in trainer.decoder.trained().values())
+
+
 def test_the_way_of_lora_is_straight_in_its_update(folder: Path, tmp_path: Path) -> None:
     base, trainer = made(folder, tmp_path, "lora", [])
     for _ in trainer.run():

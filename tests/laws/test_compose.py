@@ -24,6 +24,7 @@ from graftwood.errors import ConfigError
 from graftwood.evals.score import answer_losses
 from graftwood.evals.stats import Pooled
 from graftwood.flags import spelled
+from graftwood.techniques._sums import HOWS, Factors, combine
 
 IDS = torch.randint(0, 320, (2, 20), generator=torch.Generator().manual_seed(5))
 # Adapters that do not touch the same linears, with scales of their own.
@@ -110,6 +111,13 @@ def test_sums_are_pefts(
     opened = peft.PeftModel.from_pretrained(plain, tmp_path / "sum").eval()
     with torch.no_grad():
         torch.testing.assert_close(opened(IDS).logits, ours, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_they_are_added_where_they_lie(how: str) -> None:
+    factors: Factors = {"p": (torch.zeros(2, 3, device="meta"), torch.zeros(3, 2, device="meta"), 1.0)}
+    a, b, _ = combine(["p"], [factors, factors], [1.0, -2.0], how, 0.5, 0)["p"]
+    assert a.device.type == b.device.type == "meta"
 
 
 def test_cat_is_the_weighted_sum_of_the_updates(folder: Path, base: Base, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 import tiny
 from graftwood.data.batch import Examples, Order
 from graftwood.model.decoder import count_parameters
+from graftwood.runtime import peak_memory_bytes
 from graftwood.technique import TECHNIQUES
 from graftwood.train.forecast import forecast
 from graftwood.train.loop import Stepped, Trainer
@@ -60,6 +61,12 @@ def test_times_add_up_and_memory_holds_the_moments() -> None:
     assert expected.seconds == expected.train_seconds + expected.valid_seconds
     assert expected.memory_bytes > 8 * expected.trained_parameters
     assert forecast(decoder, Examples(tiny.examples(20)), Examples([]), tiny.plan()).valid_seconds == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is no such device nothing is on it")
+def test_memory_is_that_of_the_device() -> None:
+    assert peak_memory_bytes(torch.device("cpu")) > 0
+    assert peak_memory_bytes(torch.device("cuda")) == 0
 
 
 def test_a_row_that_is_no_number_leaves_the_parameters_numbers() -> None:

@@ -41,8 +41,8 @@ def dare(values: Tensor, weights: Tensor, density: float, generator: torch.Gener
 
     Source: Yu et al. 2023, arXiv 2311.03099, eq. 3.
     """
-    kept = [torch.bernoulli(torch.full_like(value, density), generator=generator) for value in values]
-    return linear(values * torch.stack(kept) / density, weights, density, generator)
+    kept = torch.stack([torch.bernoulli(torch.full(value.shape, density), generator=generator) for value in values])
+    return linear(values * kept.to(values) / density, weights, density, generator)
 
 
 SUMS: Mapping[str, Sum] = {"linear": linear, "ties": ties, "dare": dare}
@@ -74,8 +74,9 @@ def combine(
             a = torch.cat([a * weight for a, _, weight in parts])
             found[path] = a, torch.cat([b for _, b, _ in parts], dim=1), 1.0
             continue
-        roots = torch.tensor([math.sqrt(abs(weight)) for *_, weight in parts]).view(-1, 1, 1)
-        signs = torch.tensor([math.copysign(1, weight) for *_, weight in parts]).view(-1, 1, 1)
+        device = parts[0][0].device
+        roots = torch.tensor([math.sqrt(abs(weight)) for *_, weight in parts], device=device).view(-1, 1, 1)
+        signs = torch.tensor([math.copysign(1, weight) for *_, weight in parts], device=device).view(-1, 1, 1)
         a = SUMS[how](torch.stack([a for a, _, _ in parts]), roots * signs, density, generator)
         found[path] = a, SUMS[how](torch.stack([b for _, b, _ in parts]), roots, density, generator), 1.0
     return _of_one_rank(found)

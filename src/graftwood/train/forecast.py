@@ -11,14 +11,14 @@ import torch
 from graftwood.data.batch import Packed, Rows
 from graftwood.data.mixture import order_for
 from graftwood.model.decoder import Decoder, count_parameters
-from graftwood.runtime import give_back_memory, peak_memory_bytes
+from graftwood.runtime import give_back_memory, peak_memory_bytes, wait_for
 from graftwood.train.loop import Plan, optimiser_for
 from graftwood.train.loss import summed_loss, token_losses
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Expected cost of training: seconds, peak resident bytes, and the counts they follow from.
+    """Expected cost of training: seconds, peak bytes where it runs, and the counts they follow from.
 
     `below_seconds` are for what enters the block that training begins at, unless the cache has it.
     """
@@ -53,16 +53,16 @@ def forecast(decoder: Decoder, train: Rows, valid: Rows, plan: Plan) -> Forecast
     decoder.train()
     for _ in range(2):  # the first touches the weights' pages, the second is what a step costs
         optimiser.forget()
-        started = time.perf_counter()
+        started = _now(decoder)
         (summed_loss(decoder, sample, plan.z_loss) / max(1, len(sample.targets))).backward()
-        passed = time.perf_counter()
+        passed = _now(decoder)
         for parameter in decoder.trained().values():
             if parameter.grad is not None:
                 parameter.grad.zero_()  # a row whose gradient is no number must not spoil the model here
         optimiser.step(0.0)
-        stepped = time.perf_counter()
+        stepped = _now(decoder)
     optimiser.forget()
-    memory = peak_memory_bytes()
+    memory = peak_memory_bytes(decoder.device)
     del optimiser
     give_back_memory()
     decoder.eval()
@@ -88,6 +88,12 @@ def forecast(decoder: Decoder, train: Rows, valid: Rows, plan: Plan) -> Forecast
 @torch.no_grad()
 def _forward_seconds(decoder: Decoder, sample: Packed) -> float:
     """What a token of the sample takes without a way back."""
-    begun = time.perf_counter()
+    begun = _now(decoder)
     token_losses(decoder, sample)
-    return (time.perf_counter() - begun) / sample.tokens
+    return (_now(decoder) - begun) / sample.tokens
+
+
+def _now(decoder: Decoder) -> float:
+    """The time once the decoder's device has done what came before."""
+    wait_for(decoder.device)
+    return time.perf_counter()

@@ -378,8 +378,9 @@ class Trainer:
 
 def way_back(decoder: Decoder, technique: Technique, folder: Path) -> Callable[[float], None]:
     """How to take a decoder to a share of the way from the start of the run in `folder` to where it is now."""
-    start = load_step(folder / START).trained
-    end = {name: decoder.get_parameter(name).detach().clone() for name in start}
+    saved = load_step(folder / START).trained
+    end = {name: decoder.get_parameter(name).detach().clone() for name in saved}
+    start = {name: tensor.to(end[name].device) for name, tensor in saved.items()}
     return lambda alpha: technique.dial(decoder, start, end, alpha)
 
 
