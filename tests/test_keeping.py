@@ -276,3 +276,11 @@ def test_a_race_is_won_within_the_budget_and_goes_on_where_it_stopped(
     assert "dropped at 6% of its steps" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ConfigError, match="--search chooses the technique, and lora is given"):
         gw.tune(str(folder), ROWS, **options | {"out": str(tmp_path / "other"), "technique": "lora"})
+
+
+def test_only_what_a_quantised_base_can_hold_races_on_it(folder: Path, skills: Path, tmp_path: Path) -> None:
+    options = QUICK | {"out": str(tmp_path / "run"), "skills": str(skills), "keep": "60%", "search": True, "rank": 2}
+    choice = gw.tune(str(folder), ROWS, base_precision="int8", **options).report.choice
+    assert choice is not None
+    assert [arm.name.split()[0] for arm in choice.arms] == ["lora", "lora", "shira"]
+    assert not list((tmp_path / "run").rglob("model"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -152,14 +152,12 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
         except GraftError as error:
             problems.append(error)
     if chosen is not None:
-        problems += map(ConfigError, _unsuited(config, chosen[0], chosen[3]))
+        problems += map(ConfigError, unsuited(config, chosen[0], chosen[3], decoder))
     if budget is not None:
         fix = "add some, leave the task out of --skills, or give --keep none"
         problems += [ConfigError(f"{what}; {fix}") for what in unhalved(tasks)]
     if chosen is not None and decoder is not None:
-        problems += map(ConfigError, chosen[0].problems(decoder))
         problems += map(ConfigError, _unkeepable(budget, chosen[0], chosen[3], rows and rows[0]))
-        problems += [ConfigError(what) for anchor in chosen[3] for what in anchor.problems(chosen[0], decoder)]
     if rows is not None and (leaks := leaked([*tasks, *(reserve_of(tasks) if budget else ())], rows[0].train)):
         more = f" and {len(leaks) - 20} more" if len(leaks) > 20 else ""
         where = "; ".join(leaks[:20]) + more
@@ -193,23 +191,28 @@ def _unkeepable(
     return found
 
 
-def _unsuited(config: RunConfig, technique: Technique, anchors: tuple[Anchor, ...]) -> list[str]:
-    """What technique and anchors ask of the base that other options rule out."""
-    found = []
-    if technique.writes_base and config.base_precision != "full":
+def unsuited(config: RunConfig, technique: Technique, anchors: Sequence[Anchor], decoder: Decoder | None) -> list[str]:
+    """What technique and anchors ask of the base that other options, or its decoder if there is one, rule out."""
+    found, precision, fix = [], config.base_precision, "leave out --base-precision"
+    if decoder is not None and decoder.base_precision != "full":
+        precision, fix = decoder.base_precision, "load the base anew"
+    if technique.writes_base and precision != "full":
         found.append(
-            f"{technique.name} moves the base's own weights, which {config.base_precision} cannot hold; leave out "
-            "--base-precision, or choose a technique that leaves the base alone"
+            f"{technique.name} moves the base's own weights, which {precision} cannot hold; {fix}, or choose a "
+            "technique that leaves the base alone"
         )
     if technique.writes_base and config.each:
         found.append(f"--each puts adapters on one base, and {technique.name} moves the base itself")
-    if config.base_precision != "full":
+    if precision != "full":
         found += [
-            f"{anchor.name} needs slopes of the base's matrices, which {config.base_precision} has not; leave out "
-            "--base-precision or the anchor"
+            f"{anchor.name} needs slopes of the base's matrices, which {precision} has not; {fix}, or leave out the "
+            "anchor"
             for anchor in anchors
             if anchor.needs_slopes
         ]
+    if decoder is not None:
+        found += technique.problems(decoder)
+        found += [what for anchor in anchors for what in anchor.problems(technique, decoder)]
     return found
 
 

@@ -16,7 +16,7 @@ from graftwood.choose.race import WON, Raced, Standing, race, standing
 from graftwood.choose.recipe import entrants
 from graftwood.choose.relation import read_relation
 from graftwood.config import RunConfig
-from graftwood.draft import choose
+from graftwood.draft import choose, unsuited
 from graftwood.errors import ConfigError
 from graftwood.evals import judge
 from graftwood.evals.card import Arm, Candidate, Card, Choice
@@ -109,7 +109,7 @@ def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
     runners = []
     for config in entrants(job.config):
         runner = Runner(job, config, deciding, out, display)
-        if problems := runner.technique.problems(job.base.decoder):
+        if problems := unsuited(config, runner.technique, runner.anchors, job.base.decoder):
             display.say(f"{runner.name} does not race: {'; '.join(problems)}")
         else:
             runners.append(runner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ import pytest
 import torch
 
 import tiny
+from conftest import CPU
+from graftwood.base import open_base
+from graftwood.checkpoint import save_model
+from graftwood.config import RunConfig
 from graftwood.data.batch import Examples
+from graftwood.draft import unsuited
+from graftwood.errors import ConfigError
 from graftwood.generate.packed import decode_plan
 from graftwood.model.decoder import Decoder
 from graftwood.model.layers import Linear, project
@@ -88,6 +95,19 @@ def test_a_low_rank_update_on_it_keeps_no_whole_weight_and_one_input(precision: 
     assert type(q.grad_fn).__name__ == "_FrozenProjectionBackward"
     kept = sum(tensor.nbytes for tensor in q.grad_fn.saved_tensors if tensor is not None)
     assert kept < x.nbytes + linears[0].weight.nbytes
+
+
+@pytest.mark.parametrize("precision", ["int8", "q4"])
+def test_no_whole_model_is_written_from_it(
+    precision: str, tmp_path: Path, tokenizer_files: Callable[[Path], None]
+) -> None:
+    base = open_base(str(tiny.model_folder(tmp_path / "base", tokenizer_files)), CPU)
+    quantise(base.decoder, precision)
+    with pytest.raises(ConfigError, match=f"held in {precision}, which no whole model is written from"):
+        save_model(base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (problem,) = unsuited(RunConfig(data="rows"), tiny.technique("full"), (), base.decoder)
+    assert problem.startswith(f"full moves the base's own weights, which {precision} cannot hold; load the base anew")
 
 
 def test_it_is_smaller_and_decodes() -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from graftwood.errors import ModelError
+from graftwood.errors import ConfigError, ModelError
 from graftwood.model.architecture import for_model_type
 from graftwood.model.decoder import Decoder
 from graftwood.model.rules import to_files as _to_files
@@ -107,7 +107,14 @@ def _parameters(decoder: Decoder, file: str, tensor: Tensor, problems: list[str]
 
 
 def to_files(decoder: Decoder) -> dict[str, Tensor]:
-    """The decoder's parameters under the names and values of its family's checkpoint files: the inverse of loading."""
+    """The decoder's parameters under the names and values of its family's checkpoint files: the inverse of loading.
+
+    Raises: ConfigError where the blocks' weights are quantised, which such files do not hold.
+    """
+    if decoder.base_precision != "full":
+        raise ConfigError(
+            f"the base is held in {decoder.base_precision}, which no whole model is written from; load it anew"
+        )
     parameters = {
         name: parameter.detach()
         for name, parameter in decoder.named_parameters()
