@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from graftwood.evals.skills import work
 from graftwood.evals.tiers import sized
 from graftwood.keeping import Deciding, price
 from graftwood.model.expected import Expected
+from graftwood.train.loop import Stepped, Trainer
 from tiny import WORDS, decoder, encoded, model_folder, picked
 
 ROWS = [{"prompt": f"say {word} now:", "completion": f" {word} {word}"} for word in WORDS]
@@ -284,3 +286,91 @@ def test_only_what_a_quantised_base_can_hold_races_on_it(folder: Path, skills: P
     assert choice is not None
     assert [arm.name.split()[0] for arm in choice.arms] == ["lora", "lora", "shira"]
     assert not list((tmp_path / "run").rglob("model"))
+
+
+@pytest.fixture
+def racing(skills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The options of a race of two recipes."""
+    monkeypatch.setattr("graftwood.choose.recipe.RACING", (("lora", 1.0, True), ("lora", 3.0, True)))
+    more = {"keep": "60%", "search": True, "rank": 2, "lr": 0.01}
+    return QUICK | more | {"out": str(tmp_path / "run"), "skills": str(skills)}
+
+
+def at_step(number: int, do: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Do something before a step of any trainer; the list that is given back counts the steps."""
+    steps, plain = [0], Trainer.step
+
+    def step(trainer: Trainer) -> Stepped:
+        steps[0] += 1
+        if steps[0] == number:
+            do()
+        return plain(trainer)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    return steps
+
+
+class Killed(BaseException):
+    """What nothing in the package catches."""
+
+
+def killed() -> None:
+    raise Killed
+
+
+def told(run: gw.Run) -> list[tuple[Any, ...]]:
+    """What a race came to, its seconds aside."""
+    assert run.report.choice is not None
+    return [(arm.name, arm.steps, arm.tokens, arm.fate, arm.candidates) for arm in run.report.choice.arms]
+
+
+def test_a_killed_race_goes_on_as_if_nothing_had_happened(
+    folder: Path, racing: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [{"prompt": f"say {word} later:", "completion": f" {word}"} for word in WORDS]
+    monkeypatch.setenv("GRAFTWOOD_HOME", str(tmp_path / "home"))
+    undisturbed = gw.tune(str(folder), ROWS, **racing)
+    for number in (5, 20):  # on the way to the second rung, and of the winner
+        options = racing | {"out": str(tmp_path / f"killed-{number}")}
+        monkeypatch.setenv("GRAFTWOOD_HOME", str(tmp_path / f"home-{number}"))  # what other races learned is not there
+        with monkeypatch.context() as patched:
+            at_step(number, killed, patched)
+            with pytest.raises(Killed):
+                gw.tune(str(folder), ROWS, **options)
+        with pytest.raises(ConfigError, match="already holds a run; go on with --resume"):
+            gw.tune(str(folder), ROWS, **options)
+        assert told(gw.tune(str(folder), ROWS, resume=True, **options)) == told(undisturbed)
+    with pytest.raises(ConfigError, match="is of another race: its rows"):
+        gw.tune(str(folder), others, resume=True, **options)
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_ctrl_c_ends_a_race_in_which_nobody_was_ranked_for_it(
+    number: int, folder: Path, racing: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        begun = at_step(number, lambda: signal.raise_signal(signal.SIGINT), patched)
+        with pytest.raises(KeyboardInterrupt):
+            gw.tune(str(folder), ROWS, **racing)
+        assert begun == [number], "the step that had begun is the last"
+    steps = at_step(0, killed, monkeypatch)
+    choice = gw.tune(str(folder), ROWS, resume=True, **racing).report.choice
+    assert choice is not None
+    assert number + steps[0] == sum(arm.steps for arm in choice.arms), "no step was lost, and none made twice"
+
+
+@pytest.mark.parametrize("epochs", [6, 12])  # a step before it is ranked, and several
+def test_a_recipe_that_diverges_is_out(
+    epochs: int,
+    folder: Path,
+    racing: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("graftwood.choose.recipe.RACING", (("lora", 1e30, True), ("lora", 1.0, True)))
+    choice = gw.tune(str(folder), ROWS, **racing | {"epochs": epochs}).report.choice
+    assert choice is not None
+    assert [arm.fate.partition(" before")[0].partition(",")[0] for arm in choice.arms] == ["diverged", "won the race"]
+    assert choice.arms[0].steps > 0
+    assert guarded(lambda: app(["explain", racing["out"]], standalone_mode=False)) == 0
+    assert "diverged before 6% of its steps" in capsys.readouterr().out

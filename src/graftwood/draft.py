@@ -193,8 +193,10 @@ def _unkeepable(
 
 def unsuited(config: RunConfig, technique: Technique, anchors: Sequence[Anchor], decoder: Decoder | None) -> list[str]:
     """What technique and anchors ask of the base that other options, or its decoder if there is one, rule out."""
-    found, precision, fix = [], config.base_precision, "leave out --base-precision"
-    if decoder is not None and decoder.base_precision != "full":
+    found: list[str] = []
+    precision: str = config.base_precision
+    fix = "leave out --base-precision"
+    if precision == "full" and decoder is not None and decoder.base_precision != "full":
         precision, fix = decoder.base_precision, "load the base anew"
     if technique.writes_base and precision != "full":
         found.append(

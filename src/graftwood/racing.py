@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -20,17 +21,16 @@ from graftwood.draft import choose, unsuited
 from graftwood.errors import ConfigError
 from graftwood.evals import judge
 from graftwood.evals.card import Arm, Candidate, Card, Choice
-from graftwood.files import atomic_write, storage, write_json
+from graftwood.files import atomic_write, sha256_text, storage, write_json
 from graftwood.job import Job, holds_of, rows_of, settings_of
 from graftwood.keeping import Deciding, Looks, keep
 from graftwood.model.quantised import quantise
 from graftwood.progress import Display
 from graftwood.runtime import place
-from graftwood.train.loop import way_back
-from graftwood.training import Trained, drive
+from graftwood.train.loop import NonFiniteLossError, Progress, way_back
+from graftwood.training import ARMS, RACE, Trained, drive
 from graftwood.tuning import Lesson, begin, measure_base, report, trainer_of
 
-ARMS = "arms"
 DECAY = 0.5  # level, then falling over this share of the steps: any prefix of it is a run that can go on
 
 
@@ -42,7 +42,7 @@ class Runner:
         self.plan = replace(plan, decay_share=DECAY, shares=job.plan.shares)
         self._job, self._config, self._deciding, self._display = job, config, deciding, display
         self.folder = out / ARMS / self.name.replace(" ", "")
-        self.tally: dict[str, Any] = {"steps": 0, "tokens": 0, "seconds": 0.0}
+        self.tally = _tally(Progress())
 
     @property
     def settings(self) -> dict[str, str]:
@@ -69,32 +69,52 @@ class Runner:
         return replace(given, config=config, base=base, begins=begins, **recipe)  # type: ignore[arg-type]
 
     def train(self, share: float = 1.0) -> tuple[Job, Trained]:
-        """Train from the last checkpoint until a share of the steps; at the end the best parameters are put back."""
+        """Train from the last checkpoint until a share of the steps; at the end the best parameters are put back.
+
+        Raises: KeyboardInterrupt where Ctrl-C came before the end: what it left is saved, and ranks nowhere.
+        """
         job = self.job()
         gauge = judge.drift_gauge(job.base, self._deciding.probe)
         lesson = Lesson(*rows_of(job, self._display), job.plan, holds_of(job, self._display))
         trainer = trainer_of(job, lesson, gauge, self.folder, self._display)
         self.folder.mkdir(parents=True, exist_ok=True)
         until = None if share == 1 else max(1, round(share * trainer.order.steps))
-        curve = drive(trainer, self.folder, self._display, resume=True, until=until)
+        try:  # what lies in the folder is of this race: another's was refused
+            curve = drive(trainer, self.folder, self._display, resume=True, until=until)
+        finally:
+            self.tally = _tally(trainer.progress)
+        if trainer.stop and until is not None:
+            self._display.say("the race ends here, before it was won; go on with --resume")
+            raise KeyboardInterrupt
         return job, Trained.by(trainer, curve)
 
-    def stand(self, share: float, drift_limit: float) -> Standing:
+    def stand(self, share: float, drift_limit: float) -> Standing | None:
         """Train on until this share of the steps and say where it stands; what was found before is read."""
         file = self.folder / "standings.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         name = f"{share:g}"
         if name not in known:
-            job, trained = self.train(share)
-            go = way_back(job.base.decoder, job.technique, self.folder / "checkpoints")
-            looks = Looks(job.base, go, self._deciding, self._display)
-            found = standing(looks.look, self._deciding.base_loss, drift_limit)
-            known[name] = {"standing": asdict(found), "trained": trained.tally()}
+            found = self._stood(share, drift_limit)
+            known[name] = {"standing": found and asdict(found), "trained": self.tally}
             with storage(f"write {file}"):
                 write_json(file, known)
         told = known[name]["standing"]
         self.tally = known[name]["trained"]
-        return Standing(Look(**told["end"]), Look(**told["within"]), told["gain"])
+        return told and Standing(Look(**told["end"]), Look(**told["within"]), told["gain"])
+
+    def _stood(self, share: float, drift_limit: float) -> Standing | None:
+        try:
+            job, _ = self.train(share)
+        except NonFiniteLossError as error:
+            if self.tally["steps"] == 0:  # of the base itself: the rows are to blame, for every recipe
+                raise
+            self._display.say(f"{self.name} diverges: {error}")
+            return None
+        go = way_back(job.base.decoder, job.technique, self.folder / "checkpoints")
+        looks = Looks(job.base, go, self._deciding, self._display)
+        found = standing(looks.look, self._deciding.base_loss, drift_limit)
+        told = (value for look in (found.end, found.within) for value in (look.loss, look.drift))
+        return found if all(map(math.isfinite, told)) else None
 
 
 def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
@@ -103,9 +123,8 @@ def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
     started = time.monotonic()
     known = measure_base(job, out, display)
     measured = time.monotonic() - started
-    deciding, budget = known.deciding, job.budget
+    deciding = known.deciding
     assert deciding is not None, "a race is for a budget"
-    assert budget is not None, "a race is for a budget"
     runners = []
     for config in entrants(job.config):
         runner = Runner(job, config, deciding, out, display)
@@ -113,7 +132,7 @@ def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
             display.say(f"{runner.name} does not race: {'; '.join(problems)}")
         else:
             runners.append(runner)
-    limit = read_relation(job.base.fingerprint).drift_limit(budget.kept)
+    limit = limit_of(job, runners, out, resume)
     winner, ways = race(runners, limit, say=display.say)
     (best,) = [runner for runner in runners if runner.name == winner]
     ran, trained = best.train()
@@ -122,6 +141,32 @@ def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
         if (best.folder / name).exists():
             atomic_write(out / name, (best.folder / name).read_bytes())
     return report(ran, known, trained, choice, out, display, measured)
+
+
+def limit_of(job: Job, runners: Sequence[Runner], out: Path, resume: bool) -> float | None:
+    """The drift that the race allows: a race that goes on ranks as it began, whatever was learned meanwhile.
+
+    Raises: ConfigError where what is to go on was begun with other rows, another model or other recipes.
+    """
+    assert job.budget is not None, "a race is for a budget"
+    rows = [f"{example.ids} {example.answer}" for example in (*job.taught, *job.valid)]
+    recipes = [f"{runner.technique!r} {runner.plan} {runner.anchors!r}" for runner in runners]
+    asked = [f"{job.budget!r}", *(task.key for task in job.tasks)]
+    key = sha256_text(job.base.fingerprint, *rows, *recipes, *asked)
+    file = out / ARMS / RACE
+    if not resume:
+        limit = read_relation(job.base.fingerprint).drift_limit(job.budget.kept)
+        with storage(f"write {file}"):
+            write_json(file, {"key": key, "drift_limit": limit})
+        return limit
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if kept.get("key") != key:
+        raise ConfigError(
+            f"{out} is of another race: its rows, model, recipes or abilities are not those given now; give what was "
+            "given there, or another folder with --out"
+        )
+    limit_then: float | None = kept["drift_limit"]
+    return limit_then
 
 
 def with_field(choice: Choice, runners: Sequence[Runner], ways: Sequence[Raced], trained: Trained) -> Choice:
@@ -146,3 +191,8 @@ def with_field(choice: Choice, runners: Sequence[Runner], ways: Sequence[Raced],
             "tokens": choice.tokens + sum(int(one["tokens"]) for one in others),
         }
     )
+
+
+def _tally(progress: Progress) -> dict[str, Any]:
+    """What training took, as the record of a choice has it."""
+    return {"steps": progress.step, "tokens": progress.tokens, "seconds": progress.train_seconds}

@@ -28,6 +28,7 @@ from graftwood.runtime import give_back_memory, machine, peak_memory_bytes
 from graftwood.train.loop import Evaluated, Progress, Stepped, Trainer
 
 SEQUENCE = "sequence"  # the folder of tasks that were learned one after another
+ARMS, RACE = "arms", "race.json"  # the folder of recipes that race, and the file in it that says for what
 _FREE = ("out", "device")  # what a resumed run may change
 
 
@@ -46,10 +47,6 @@ class Trained:
         progress = trainer.progress
         epochs = progress.step / trainer.order.steps_per_epoch
         return cls(progress, count_parameters(trainer.trained.values()), epochs, curve)
-
-    def tally(self) -> dict[str, int | float]:
-        """What it took, as the record of a choice has it."""
-        return {"steps": self.progress.step, "tokens": self.progress.tokens, "seconds": self.progress.train_seconds}
 
     def then(self, after: Trained) -> Trained:
         """This and what was trained after it, on other rows, as one."""
@@ -74,7 +71,7 @@ def run_folder(out: str | None, sources: Sequence[str], resume: bool) -> Path:
     """Where a run goes. Raises: ConfigError when the folder holds a run and resuming was not asked for."""
     name = "+".join(Path(weighted(source)[0]).name.removesuffix(".jsonl") for source in sources)
     folder = Path(out) if out else Path("runs") / name[:100]
-    traces = ("metrics.jsonl", SEQUENCE)
+    traces = ("metrics.jsonl", SEQUENCE, f"{ARMS}/{RACE}")
     used = any((folder / name).exists() for name in traces) or bool(step_folders(folder / "checkpoints"))
     if used and not resume:
         raise ConfigError(f"{folder} already holds a run; go on with --resume, or give another folder with --out")

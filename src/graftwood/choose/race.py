@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from graftwood.choose.dial import Look
+from graftwood.errors import ConfigError
 
 UNKNOWN_LIMIT = 0.02  # nats a token, until certificates on this base say more: what the pocket skills bear at 135M
 
@@ -46,8 +47,8 @@ class Entrant(Protocol):
     def name(self) -> str:
         """What the record calls it."""
 
-    def stand(self, share: float, drift_limit: float) -> Standing:
-        """Train on until this share of the steps and say where it stands."""
+    def stand(self, share: float, drift_limit: float) -> Standing | None:
+        """Train on until this share of the steps and say where it stands; None where its loss is no number any more."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,29 @@ def race(
     rungs: Sequence[Rung] = RUNGS,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[str, tuple[Raced, ...]]:
-    """The name of the winner, and every entrant's way."""
+    """The name of the winner, and every entrant's way.
+
+    Raises: ConfigError where all of them diverge.
+    """
     limit = UNKNOWN_LIMIT if drift_limit is None else drift_limit
     field = list(entrants)
     standings: dict[str, list[Standing]] = {entrant.name: [] for entrant in field}
     fates: dict[str, str] = {}
     for rung in rungs:
-        for entrant in field:
-            standings[entrant.name].append(entrant.stand(rung.share, limit))
-            standing = standings[entrant.name][-1]
+        for entrant in list(field):
+            standing = entrant.stand(rung.share, limit)
+            if standing is None:
+                fates[entrant.name] = f"diverged before {rung.share:.0%} of its steps"
+                say(f"{entrant.name} {fates[entrant.name]}")
+                field.remove(entrant)
+                continue
+            standings[entrant.name].append(standing)
             say(
                 f"{entrant.name} at {rung.share:.0%} of its steps: gains {standing.gain:+.4f} nats within the budget, "
                 f"at dial {standing.within.alpha:g}"
             )
+        if not field:
+            raise ConfigError("every recipe diverged: no loss is a number any more; give a lower --lr")
         field.sort(key=lambda entrant: -standings[entrant.name][-1].gain)
         best = standings[field[0].name][-1].gain
         for place, entrant in enumerate(field):
