@@ -126,6 +126,22 @@ def test_a_corpus_of_another_tokenizer_stops_the_run(trained: Path, text: Path, 
         graft.pretrain_with(other, QUIET)
 
 
+def test_what_a_forecast_left_is_gone_on_with_and_nothing_else_is_replaced(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = SMALL | {"tokens": 2000, "out": str(out)}
+    graft.dry_pretrain(PretrainConfig(data=str(text), **options), QUIET)
+    (out / "start" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"start would be replaced, and mine.txt in it is nothing that a run wrote"):
+        graft.pretrain(text, quiet=True, **options)
+    (out / "start" / "mine.txt").rename(out / "mine.txt")
+    (out / "model").mkdir()
+    (out / "mine.txt").rename(out / "model" / "mine.txt")
+    with pytest.raises(ConfigError, match="model would be replaced, and no run here wrote that"):
+        graft.pretrain(text, quiet=True, **options)
+    (out / "model" / "mine.txt").unlink()
+    assert graft.pretrain(text, quiet=True, **options).stopped == "all steps done"
+
+
 def test_damage_and_too_little_text_are_found_before_training(text: Path, tmp_path: Path) -> None:
     config = PretrainConfig(data=str(text), out=str(tmp_path / "run"), **SMALL)
     graft.dry_pretrain(config, QUIET)

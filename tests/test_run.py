@@ -88,6 +88,16 @@ def test_a_used_folder_is_refused_and_an_empty_one_cannot_be_resumed(model: gw.M
         gw.tune(model, ROWS, out=str(tmp_path / "third"), **QUICK)
 
 
+@pytest.mark.parametrize("name", ["model", "adapter", "checkpoints", "arms", "each"])
+def test_a_folder_that_no_run_wrote_is_not_replaced(name: str, model: gw.Model, tmp_path: Path) -> None:
+    (tmp_path / "project" / name).mkdir(parents=True)
+    (tmp_path / "project" / name / "mine.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match=f"{name} would be replaced, and no run here wrote that"):
+            gw.tune(model, ROWS, out=str(tmp_path / "project"), resume=resume, **QUICK)
+    assert [path.name for path in (tmp_path / "project").rglob("*")] == [name, "mine.txt"]
+
+
 def test_an_interrupted_run_reports_and_goes_on(model: gw.Model, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = QUICK | {"epochs": 400, "evaluations": 2}

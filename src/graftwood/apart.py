@@ -24,10 +24,9 @@ from graftwood.model.decoder import Decoder
 from graftwood.progress import Display
 from graftwood.train.hold import Hold
 from graftwood.train.loop import START
-from graftwood.training import SEQUENCE, Trained
+from graftwood.training import EACH, SEQUENCE, Trained
 from graftwood.tuning import Lesson, execute, teach_lesson
 
-EACH = "each"
 _STOPPED = "stopped by you"
 
 

@@ -106,10 +106,19 @@ def ready_corpus(config: PretrainConfig, base: Base | None, out: Path, display: 
 
 
 def new_base(config: PretrainConfig, corpus: Corpus, model: ModelConfig, out: Path) -> Base:
-    """A model with random weights and the corpus's tokenizer; what it is opened with stands in `start/`."""
+    """A model with random weights and the corpus's tokenizer; what it is opened with stands in `start/`.
+
+    Raises: ConfigError where something else stands there.
+    """
     architecture = ARCHITECTURES.get(model.architecture)
     tokenizer = from_folder(corpus.folder / TOKENIZER)
     folder = out / "start"
+    own = {"config.json", *(file.name for file in (corpus.folder / TOKENIZER).iterdir())}
+    if strange := sorted(file.name for file in folder.glob("*") if file.name not in own):
+        raise ConfigError(
+            f"{folder} would be replaced, and {strange[0]} in it is nothing that a run wrote; give another folder with "
+            "--out"
+        )
     with storage(f"write {folder}"), atomic_folder(folder) as work:
         for file in (corpus.folder / TOKENIZER).iterdir():
             (work / file.name).write_bytes(file.read_bytes())

@@ -29,6 +29,8 @@ from graftwood.train.loop import Evaluated, Progress, Stepped, Trainer
 
 SEQUENCE = "sequence"  # the folder of tasks that were learned one after another
 ARMS, RACE = "arms", "race.json"  # the folder of recipes that race, and the file in it that says for what
+EACH = "each"  # the folder of tasks that each have an adapter
+_WRITTEN = ("model", "adapter", "checkpoints", ARMS, EACH)  # folders that a run writes anew
 _FREE = ("out", "device")  # what a resumed run may change
 
 
@@ -68,13 +70,20 @@ class Trained:
 
 
 def run_folder(out: str | None, sources: Sequence[str], resume: bool) -> Path:
-    """Where a run goes. Raises: ConfigError when the folder holds a run and resuming was not asked for."""
+    """Where a run goes.
+
+    Raises: ConfigError when the folder holds a run and resuming was not asked for, or what no run of its own wrote.
+    """
     name = "+".join(Path(weighted(source)[0]).name.removesuffix(".jsonl") for source in sources)
     folder = Path(out) if out else Path("runs") / name[:100]
     traces = ("metrics.jsonl", SEQUENCE, f"{ARMS}/{RACE}")
     used = any((folder / name).exists() for name in traces) or bool(step_folders(folder / "checkpoints"))
     if used and not resume:
         raise ConfigError(f"{folder} already holds a run; go on with --resume, or give another folder with --out")
+    there = [name for name in _WRITTEN if (folder / name).is_file() or any((folder / name).glob("*"))]
+    if there and not used:
+        listed = " and ".join(str(folder / name) for name in there)
+        raise ConfigError(f"{listed} would be replaced, and no run here wrote that; give another folder with --out")
     if resume and not used:
         raise ConfigError(f"there is nothing to resume in {folder}; run without --resume, or name it with --out")
     if folder.exists() and not folder.is_dir():
