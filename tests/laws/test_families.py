@@ -97,6 +97,19 @@ def test_tuning_keeps_its_promises(name: str, technique: str, tmp_path: Path) ->
 
 
 @architectures
+@pytest.mark.parametrize("kind", ["seq_bn", "double_seq_bn", "par_bn"])
+def test_every_kind_of_adapter_learns_all_it_has(name: str, kind: str) -> None:
+    decoder = decoder_of(name)
+    tiny.technique("adapter", kind=kind).apply(decoder, seed=0)
+    with torch.no_grad():
+        for parameter in decoder.trained().values():
+            parameter += 0.1  # what ends in zeros gives nothing before it a slope
+    summed_loss(decoder.train(), BATCH).backward()
+    still = [path for path, p in decoder.trained().items() if p.grad is None or not p.grad.abs().max() > 0]
+    assert still == []
+
+
+@architectures
 def test_the_summed_loss_is_the_sum_of_the_tokens(name: str) -> None:
     decoder = decoder_of(name).requires_grad_(True)
     loss = summed_loss(decoder, BATCH)

@@ -184,7 +184,7 @@ class Decoder(nn.Module):
         found = []
         for number, block in enumerate(self.blocks):
             parts = [part for part in block.children() if any(isinstance(m, Linear) for m in part.modules())]
-            found.append((f"{self.architecture.names.blocks}.{number}", parts[0], parts[-1]))
+            found.append((f"{self.architecture.names.blocks}.{number}", _called(parts[0]), _called(parts[-1])))
         return found
 
     def below(self, block: int) -> dict[str, nn.Parameter]:
@@ -358,6 +358,13 @@ class Decoder(nn.Module):
         if self.prefix is None:
             return None, 0
         return self.prefix().to(self.compute_dtype), self.prefix.tokens
+
+
+def _called(part: nn.Module) -> nn.Module:
+    """The part, or what a family keeps in it: a dictionary is there for the name alone, and never called."""
+    while isinstance(part, nn.ModuleDict):
+        (part,) = part.values()
+    return part
 
 
 def hook(module: nn.Module, delta: nn.Module) -> None:
