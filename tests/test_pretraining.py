@@ -179,6 +179,41 @@ def test_the_dial_of_parameters_is_met(wanted: int) -> None:
     assert all(setting.source != GIVEN for setting in settings.values())
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"layers": 24},
+        {"layers": 2},
+        {"width": 256},
+        {"width": 128},
+        {"head": "own"},
+        {"head": "own", "layers": 12},
+        {"feed_forward": 256},
+        {"feed_forward": 4096, "width": 192},
+    ],
+)
+def test_the_dial_of_parameters_is_met_by_what_is_not_given(given: dict[str, object]) -> None:
+    model, _ = sizes(PretrainConfig(data="x", params=10_000_000, **given), 4096)
+    with torch.device("meta"):
+        made = count_parameters(Decoder(ARCHITECTURES.get("llama"), model).parameters())
+    assert made == pytest.approx(10_000_000, rel=0.2)
+    had = {"layers": model.layers, "width": model.hidden_size, "feed_forward": model.feed_forward_size}
+    assert {name: had[name] for name in given if name in had} == {k: v for k, v in given.items() if k != "head"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"layers": 200, "width": 512}, "a vocabulary of 4,096, these --layers, this --width has"),
+        ({"layers": 4, "params": 10_000}, "a vocabulary of 4,096, these --layers has"),
+        ({"width": 2048}, "a vocabulary of 4,096, this --width has"),
+    ],
+)
+def test_a_dial_that_what_is_given_keeps_from_being_met(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        sizes(PretrainConfig(data="x", **{"params": 10_000_000} | given), 4096)
+
+
 def test_what_is_given_overrides_what_follows() -> None:
     config = PretrainConfig(data="x", depth=6, heads=12, head="own")
     model, settings = sizes(config, 512)

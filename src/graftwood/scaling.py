@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from graftwood.config import PretrainConfig
 from graftwood.errors import ConfigError
+from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig
+from graftwood.model.decoder import Decoder, count_parameters
 
 GIVEN = "as given"
 DEPTH = 4
@@ -75,13 +79,17 @@ def sizes(config: PretrainConfig, vocab_size: int) -> tuple[ModelConfig, dict[st
             width.value**-0.5, 4
         ),  # the scale at which a matrix keeps its input's: He et al. 2015, 1502.01852
     )
+    if config.params:
+        _check_near(config, config.params, model)
     return model, found
 
 
 def _layers_and_width(config: PretrainConfig, vocab_size: int) -> tuple[Setting, Setting]:
     if config.params:
-        layers, width = _for_parameters(config.params, vocab_size)
-        why = f"about {WIDTH_A_LAYER} channels a layer, as nanochat; the nearest to {config.params:,} parameters"
+        layers, width = _for_parameters(config, config.params, vocab_size)
+        why = f"the nearest to {config.params:,} parameters"
+        if config.layers is None and config.width is None:
+            why = f"about {WIDTH_A_LAYER} channels a layer, as nanochat; {why}"
         return _or(config.layers, layers, why), _or(config.width, width, why)
     depth = config.depth or DEPTH
     source = "the dial" if config.depth else "where no dial is given: minutes to an hour on two cores"
@@ -90,23 +98,38 @@ def _layers_and_width(config: PretrainConfig, vocab_size: int) -> tuple[Setting,
     return layers_set, _or(config.width, width, f"{WIDTH_A_LAYER} channels a layer, as nanochat")
 
 
-def _for_parameters(wanted: int, vocab_size: int) -> tuple[int, int]:
-    """Layers and width whose 12 L C^2 + V C parameters come nearest, at about 64 channels a layer."""
+def _for_parameters(config: PretrainConfig, wanted: int, vocab_size: int) -> tuple[int, int]:
+    """Layers and width whose parameters come nearest, at about 64 channels a layer where neither is given.
+
+    A layer has 12 C^2, or 4 C^2 + 3 F C where the feed-forward is given; embedding and an own head V C each.
+    """
+    square, plain = (12, 0) if config.feed_forward is None else (4, 3 * config.feed_forward)
+    tables = vocab_size * (1 if config.head == "tied" else 2)
+    free = config.layers is None and config.width is None
     options = []
-    for layers in range(1, 257):
-        exact = (math.sqrt(vocab_size**2 + 48 * layers * wanted) - vocab_size) / (24 * layers)
+    for layers in range(1, 257) if config.layers is None else (config.layers,):
+        line = tables + layers * plain
+        exact = (math.sqrt(line**2 + 4 * square * layers * wanted) - line) / (2 * square * layers)
         step = 64 if exact >= 256 else 32
-        width = max(step, round(exact / step) * step)
-        miss = abs(math.log((12 * layers * width**2 + vocab_size * width) / wanted))
-        options.append((round(abs(math.log(width / layers / WIDTH_A_LAYER)), 1) + 4 * miss, layers, width))
+        width = config.width or max(step, round(exact / step) * step)
+        miss = abs(math.log((square * layers * width**2 + line * width) / wanted))
+        apart = round(abs(math.log(width / layers / WIDTH_A_LAYER)), 1) if free else 0.0
+        options.append((apart + 4 * miss, layers, width))
     _, layers, width = min(options)
-    found = 12 * layers * width**2 + vocab_size * width
-    if not wanted / APART <= found <= wanted * APART:
-        raise ConfigError(
-            f"--params {wanted:,}: the nearest model with a vocabulary of {vocab_size:,} has {found:,} parameters; "
-            "give about as many, another vocabulary, or --layers and --width"
-        )
     return layers, width
+
+
+def _check_near(config: PretrainConfig, wanted: int, model: ModelConfig) -> None:
+    """Raises: ConfigError where a model has far from as many parameters as were asked for."""
+    with torch.device("meta"):
+        found = count_parameters(Decoder(ARCHITECTURES.get(model.architecture), model).parameters())
+    if not wanted / APART <= found <= wanted * APART:
+        given = [name for name in ("layers", "width") if getattr(config, name)]
+        such = "".join(f", {'these' if name == 'layers' else 'this'} --{name}" for name in given)
+        raise ConfigError(
+            f"--params {wanted:,}: the nearest model with a vocabulary of {model.vocab_size:,}{such} has {found:,} "
+            "parameters; give about as many, another vocabulary, or other --layers and --width"
+        )
 
 
 def budget(config: PretrainConfig, parameters: int, corpus_tokens: int, context: int) -> Schedule:
