@@ -73,6 +73,13 @@ def test_the_model_is_a_base_like_any_other(trained: Path, tmp_path: Path) -> No
     assert graft.dry_run(draft, QUIET).trained_parameters > 0
 
 
+def test_the_last_sample_is_written_by_the_model_that_is_saved(text: Path, tmp_path: Path) -> None:
+    options = SMALL | {"average": 1000.0, "sample_prompt": "the ", "sample_tokens": 12, "out": str(tmp_path / "run")}
+    sample = graft.pretrain(text, quiet=True, **options).sample
+    saved = graft.load(tmp_path / "run", device="cpu")
+    assert sample == "the " + saved.generate("the ", temperature=0.8, seed=0, max_tokens=12)
+
+
 def test_transformers_loads_the_folder(trained: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(trained / "model")

@@ -19,6 +19,8 @@ from graftwood.errors import ConfigError, DataError
 from graftwood.evals.report import read_report
 from graftwood.handover import export
 from graftwood.model.quantised import quantise
+from graftwood.progress import Display
+from graftwood.run import run
 from graftwood.train.loop import Trainer
 from tiny import adapter, decoder, model_folder
 
@@ -86,6 +88,19 @@ def test_a_used_folder_is_refused_and_an_empty_one_cannot_be_resumed(model: gw.M
         gw.tune(fresh, ROWS, out=str(tmp_path / "other"), resume=True, **QUICK)
     with pytest.raises(ConfigError, match="already carries an adapter"):
         gw.tune(model, ROWS, out=str(tmp_path / "third"), **QUICK)
+
+
+def test_its_run_file_works_from_any_folder(model: gw.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    for name in ("rows", "valid", "test", "old"):
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    given = {"valid": "valid.jsonl", "test": "test.jsonl", "anchors": {"replay": {"file": "old.jsonl"}}}
+    gw.tune(model, "rows.jsonl", out="run", **QUICK | given)
+    monkeypatch.chdir("/")
+    config = resolve(tmp_path / "run" / "run.toml", {"out": str(tmp_path / "again")})
+    assert config.anchors == {"replay": {"file": str(tmp_path / "old.jsonl")}}
+    assert run(config, Display(quiet=True)).report.chosen.stopped == "all steps done"
 
 
 @pytest.mark.parametrize("name", ["model", "adapter", "checkpoints", "arms", "each"])

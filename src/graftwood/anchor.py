@@ -87,7 +87,7 @@ class Anchor(BaseModel, ABC):
     """An entry of `anchors/`. Its fields are the options a user may set.
 
     `formula`, `cost` and `source` are for people who choose. `needs_slopes` is true where it needs the slope of the
-    base's own matrices, which a quantised one has not.
+    base's own matrices, which a quantised one has not; `paths` are the options that name files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -98,6 +98,7 @@ class Anchor(BaseModel, ABC):
     cost: ClassVar[str]
     source: ClassVar[str]
     needs_slopes: ClassVar[bool] = False
+    paths: ClassVar[tuple[str, ...]] = ()
 
     def problems(self, technique: Technique, decoder: Decoder) -> list[str]:
         """All that keeps it from working with this technique on this decoder, whose parameters may have no values."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from graftwood.anchor import Anchor, Ground, narrow
+from graftwood.anchor import ANCHORS, Anchor, Ground, narrow
 from graftwood.base import Base
 from graftwood.config import RunConfig
 from graftwood.data.audit import audit
@@ -99,7 +100,13 @@ def _lasting(config: RunConfig, base: Base) -> RunConfig:
     if config.skills is not None:
         parts = [part.strip() for part in config.skills.split(",")]
         whole["skills"] = ",".join(str(Path(part).resolve()) if Path(part).exists() else part for part in parts)
+    if config.anchors:
+        whole["anchors"] = {name: _whole(ANCHORS.get(name), options) for name, options in config.anchors.items()}
     return config.model_copy(update=whole | {"model": base.source})
+
+
+def _whole(kind: type[Anchor], options: Mapping[str, Any]) -> dict[str, Any]:
+    return {**options, **{key: str(Path(options[key]).resolve()) for key in kind.paths if options.get(key)}}
 
 
 def _describe(

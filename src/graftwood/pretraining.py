@@ -241,11 +241,12 @@ def execute(job: Job, expected: Forecast, out: Path, display: Display, resume: b
     exam = _examination(job, display)
     gauge = exam.gauge if exam is not None else None
     trainer = Trainer(job.base.decoder, job.train, job.valid or NOTHING, job.plan, out / "checkpoints", gauge)
-    write = _writer(job, trainer)
+    write = _writer(job)
 
     def remark(event: Evaluated) -> dict[str, Any]:
         bits = None if event.valid_loss is None else event.valid_loss * job.bits_a_nat
-        sample = write()
+        with trainer.optimiser.averaged():
+            sample = write()
         if bits is not None:
             display.say(f"  {bits:.4f} bits a byte")
         if sample:
@@ -270,7 +271,7 @@ def _examination(job: Job, display: Display) -> Examination | None:
     return Examination(job.base, job.train, job.valid, job.config.seed, display)
 
 
-def _writer(job: Job, trainer: Trainer) -> Callable[[], str]:
+def _writer(job: Job) -> Callable[[], str]:
     """What writes a sample with the weights as they are; the same seed every time, so that samples compare."""
     tokenizer, count = job.base.tokenizer, job.config.sample_tokens
     start = job.base.encoder().begin(job.config.sample_prompt) or [*tokenizer.eos[:1]]
@@ -281,9 +282,8 @@ def _writer(job: Job, trainer: Trainer) -> Callable[[], str]:
         if not count:
             return ""
         training = job.base.decoder.training
-        with trainer.optimiser.averaged():
-            engine = Engine(job.base.decoder.eval(), tokenizer.eos, tokenizer)
-            (done,) = engine.generate([start], sampling)
+        engine = Engine(job.base.decoder.eval(), tokenizer.eos, tokenizer)
+        (done,) = engine.generate([start], sampling)
         job.base.decoder.train(training)
         return job.config.sample_prompt + done.text
 

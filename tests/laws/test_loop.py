@@ -212,6 +212,16 @@ def test_averaged_weights_are_measured_and_kept(tmp_path: Path) -> None:
         torch.testing.assert_close(parameter.detach(), mean[name])
 
 
+@pytest.mark.parametrize(("name", "decays"), [("ia3", False), ("norm", False), ("lora", True)])
+def test_weight_decay_is_of_matrices(name: str, decays: bool, tmp_path: Path) -> None:
+    ends = []
+    for decay in (0.0, 10.0):
+        made = trainer(tmp_path / str(decay), tiny.plan(weight_decay=decay), name=name)
+        made.step()
+        ends.append(weights(made))
+    assert equal(*ends) != decays
+
+
 def test_the_rate_of_a_step_follows_the_schedule(tmp_path: Path) -> None:
     made = trainer(tmp_path, tiny.plan(learning_rate=0.5, batch=4, warmup_share=0.5), valid=[])
     rates = [event.learning_rate for event in made.run() if isinstance(event, Stepped)]

@@ -28,6 +28,7 @@ class Replay(Anchor):
     formula: ClassVar[str] = "loss + weight * (-log q of the next token), a mean over replayed tokens"
     cost: ClassVar[str] = "`share` of the tokens more; the base's samples once a base where no file is given"
     source: ClassVar[str] = "arXiv 2502.06042; arXiv 2505.13811"
+    paths: ClassVar[tuple[str, ...]] = ("file",)
 
     weight: Annotated[float, Field(ge=0, description="what the loss on replayed text is multiplied with")] = 1.0
     share: Annotated[float, Field(gt=0, le=4, description="replayed tokens a token of the rows")] = 0.25

@@ -30,7 +30,8 @@ def schedule(step: int, steps: int, warmup: int, decay: int) -> float:
 class Optimiser:
     """What turns gradients into steps: torch optimisers over groups of parameters, and averaged weights if wanted.
 
-    `adamw` decays matrices and leaves vectors (norms, biases) alone (Loshchilov and Hutter 2019, arXiv 1711.05101).
+    `adamw` decays matrices and leaves vectors alone (norms, biases, scales, a matrix of one row or column):
+    Loshchilov and Hutter 2019, arXiv 1711.05101.
     `muon` takes the matrices of the blocks and leaves the rest to AdamW. `half_life` is that of the averaged weights in
     steps, 0 for none; `rates` multiply the learning rate by name.
     """
@@ -49,7 +50,8 @@ class Optimiser:
         hidden = {name for name in matrices if name in trained} if kind == "muon" else set()
         groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
         for name, parameter in trained.items():
-            share, decay = (rates or {}).get(name, 1.0), weight_decay if parameter.ndim > 1 else 0.0
+            matrix = sum(size > 1 for size in parameter.shape) > 1
+            share, decay = (rates or {}).get(name, 1.0), weight_decay if matrix else 0.0
             groups.setdefault(("muon" if name in hidden else "adamw", share, decay), []).append(parameter)
         parts: dict[str, list[dict[str, Any]]] = {}
         for (part, share, decay), members in groups.items():
