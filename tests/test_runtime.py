@@ -29,7 +29,7 @@ def test_memory_is_in_bytes_whatever_the_system_counts_in(monkeypatch: pytest.Mo
     monkeypatch.setattr(resource, "getrusage", lambda who: Told)
     for platform, expected in (("linux", 5_000_000 * 1024), ("darwin", 5_000_000)):
         monkeypatch.setattr(sys, "platform", platform)
-        assert runtime.peak_memory_bytes() == expected
+        assert runtime.peak_memory_bytes(torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize("device", ["cpu:x", "cpu:300", "cuda:", "gpu", "cuda:1:2", ""])
