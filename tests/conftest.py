@@ -17,8 +17,11 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import tiny
+from command import Graft, Said
 from graftwood.base import Base, open_base
+from graftwood.cli import app, guarded
 from graftwood.errors import ModelError
+from graftwood.flags import spelled
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder
@@ -162,3 +165,24 @@ def smollm2() -> Base:
         if "could not download" in str(error):
             pytest.skip(f"smollm2-135m is not cached and no package index gives it: {error}")
         raise
+
+
+@pytest.fixture
+def graft(capsys: pytest.CaptureFixture[str]) -> Graft:
+    """`graft("show", "runs/x")`: the command in this process, as `main` runs it."""
+
+    def call(*words: object) -> Said:
+        capsys.readouterr()
+        code = guarded(lambda: app(spelled([str(word) for word in words]), standalone_mode=False))
+        captured = capsys.readouterr()
+        return Said(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A small data file."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "one", "completion": "two"}\n', encoding="utf-8")
+    return path

@@ -6,83 +6,15 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import graftwood
-from conftest import CPU
-from graftwood.base import open_base
-from graftwood.choose.relation import learn
-from graftwood.cli import app, guarded
-from graftwood.data.encode import encode_rows
-from graftwood.data.rows import rows_from
+from command import Graft, Said
+from graftwood.cli import guarded
 from graftwood.errors import ConfigError
-from graftwood.flags import ALIASES, assignments, normal, spelled, unescaped
-from graftwood.generate.engine import Engine
-from graftwood.run import Model, load
-from graftwood.samples import remembered
-from graftwood.train.below import rows_kept
-from tiny import adapter, model_folder
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command left: its exit code, its data and its messages."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line of a user's error; a traceback or a second line would fail here."""
-        (line,) = self.err.splitlines()
-        assert line.startswith("graft: ")
-        return line.removeprefix("graft: ")
-
-
-Graft = Callable[..., Said]
-
-
-@pytest.fixture
-def graft(capsys: pytest.CaptureFixture[str]) -> Graft:
-    """`graft("show", "runs/x")`: the command in this process, as `main` runs it."""
-
-    def call(*words: object) -> Said:
-        capsys.readouterr()
-        code = guarded(lambda: app(spelled([str(word) for word in words]), standalone_mode=False))
-        captured = capsys.readouterr()
-        return Said(code, captured.out, captured.err)
-
-    return call
-
-
-def json_lines(said: Said) -> list[dict[str, Any]]:
-    """A command's data, which ends each value with a line feed and nothing else."""
-    return [json.loads(line) for line in said.out.split("\n")[:-1]]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> Path:
-    """A whole model folder."""
-    return model_folder(tmp_path / "base", tokenizer_files)
-
-
-@pytest.fixture
-def model(folder: Path) -> Model:
-    return load(folder)
-
-
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    """A small data file."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"prompt": "one", "completion": "two"}\n', encoding="utf-8")
-    return path
+from graftwood.flags import ALIASES, assignments, normal
 
 
 def test_version(graft: Graft) -> None:
@@ -253,84 +185,6 @@ def test_rows_in_place_of_a_path_are_refused_in_one_line(flag: str, graft: Graft
     assert said.error.startswith(f"{row[:60]}... is too long for the name of a file; rows and questions are read from")
 
 
-def test_models_and_cache_of_an_empty_home(graft: Graft, home: Path) -> None:
-    assert "smollm2-135m" in graft("models").out
-    known = json.loads(graft("models", "--json").out)
-    assert [model["name"] for model in known["known"]] == ["smollm2-135m"]
-    assert known["cached"] == []
-    assert graft("cache") == Said(0, "", f"cache folder {home}\n")
-    assert json.loads(graft("cache", "--json").out) == {"home": str(home), "entries": []}
-    assert graft("cache", "--clean").err.endswith("deleted 0 entries\n")
-
-
-BASE = "0123456789abcdef"
-CACHED = {  # every shelf as it is written
-    f"models/tiny-{BASE}": "graftwood.json",
-    "sources/pypi/made-up==1.0": "m.gguf",
-    "sources/huggingface/models--org--name": "snapshots/1/model.safetensors",
-    f"samples/{BASE}-float32-v2-48-0": "samples.safetensors",
-    f"activations/{BASE}-float32-int8-18-{BASE}": "states.bin",
-    f"base-scores/{BASE}-float32": f"piqa-{BASE}.json",
-    f"kept-against-drift/{BASE}.json": "",
-}
-FOREIGN = (
-    "models/llama/model.safetensors",
-    f"models/mine-{BASE}/model.safetensors",
-    "models/notes.txt",
-    "samples/holidays/one.jpg",
-    f"samples/{BASE}-of-mine/one.wav",
-    "activations/readme",
-    "base-scores/match.json",
-    "kept-against-drift/mine.json",
-    "sources/pypi/a==b/wheel.whl",
-    "sources/huggingface/models--org--other/snapshots/1/model.safetensors",
-)
-
-
-def put(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"12345")
-
-
-def test_cache_deletes_what_is_named_and_nothing_else(graft: Graft, home: Path) -> None:
-    for name in ("one", "two"):
-        put(home / "models" / f"{name}-{BASE}" / "graftwood.json")
-    listed = json.loads(graft("cache", "--json").out)["entries"]
-    assert [(entry["name"], entry["bytes"]) for entry in listed] == [
-        (f"models/one-{BASE}", 5),
-        (f"models/two-{BASE}", 5),
-    ]
-    assert "Did you mean" in graft("cache", f"models/won-{BASE}", "--clean").error
-    assert graft("cache", f"models/one-{BASE}", "--clean").code == 0
-    assert [path.name for path in (home / "models").iterdir()] == [f"two-{BASE}"]
-
-
-def test_cache_deletes_every_kind_of_entry_and_leaves_what_others_put_there(graft: Graft, home: Path) -> None:
-    for name, inner in CACHED.items():
-        put(home / name / inner)
-    put(home / "sources" / "huggingface" / "org--name.path")
-    (home / "sources/huggingface/models--org--name/snapshots/1/link").symlink_to("model.safetensors")
-    for name in FOREIGN:
-        put(home / name)
-    listed = json.loads(graft("cache", "--json").out)["entries"]
-    assert {entry["name"]: entry["bytes"] for entry in listed} == dict.fromkeys(CACHED, 5)
-    said = graft("cache", "--clean")
-    assert said.code == 0
-    assert said.err.endswith(f"deleted {len(CACHED)} entries\n")
-    assert {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()} == set(FOREIGN)
-
-
-def test_cache_knows_what_a_run_leaves(graft: Graft, home: Path, tiny_hf_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "words.jsonl").write_text('{"context": "the user", "word": "said"}\n', encoding="utf-8")
-    assert graft("eval", tiny_hf_folder, "--tasks", tmp_path / "words.jsonl").code == 0
-    rows, base = [{"prompt": f"say {n}", "completion": f" {n}"} for n in range(6)], open_base(str(tiny_hf_folder), CPU)
-    remembered(base, Engine(base.decoder, base.tokenizer.eos, base.tokenizer), 2, 0, 16)
-    rows_kept(base, encode_rows(base.encoder(), rows_from(rows).rows), 1)
-    learn(base.fingerprint, ((0.1, 0.9),))
-    listed = [entry["name"].split("/")[0] for entry in json.loads(graft("cache", "--json").out)["entries"]]
-    assert sorted(listed) == ["activations", "base-scores", "kept-against-drift", "samples"]
-
-
 def test_techniques_lists_options_and_sources(graft: Graft) -> None:
     rows = {row["name"]: row for row in json.loads(graft("techniques", "--json").out)}
     assert rows["lora"]["options"]["rank"] == 16
@@ -341,113 +195,6 @@ def test_techniques_lists_options_and_sources(graft: Graft) -> None:
             row[key] for key in ("title", "formula", "trains", "saves", "costs", "merges", "learning_rate_reason")
         )
     assert "rank=16" in graft("techniques").out
-
-
-def test_export_refuses_a_folder_that_is_in_use(graft: Graft, tmp_path: Path, tiny_hf_folder: Path) -> None:
-    said = graft("export", tiny_hf_folder, "--out", tmp_path)
-    assert said.code == 2
-    assert "is not empty" in said.error
-
-
-def test_generate_reads_prompts_and_writes_json_lines(graft: Graft, tmp_path: Path, tiny_hf_folder: Path) -> None:
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "the"}\n{"messages": [{"role": "user", "content": "that"}]}\n', encoding="utf-8")
-    said = graft("generate", "--model", tiny_hf_folder, "--file", prompts, "-n", 3, "--json")
-    answers = [json.loads(line) for line in said.out.splitlines()]
-    assert [answer["prompt"] for answer in answers] == ["the", [{"role": "user", "content": "that"}]]
-    assert all(answer["tokens"] <= 3 and answer["finish"] in ("stop", "length") for answer in answers)
-    prompts.write_text("{}\n", encoding="utf-8")
-    assert f"{prompts}:1: the row asks nothing" in graft("generate", "--model", tiny_hf_folder, "--file", prompts).err
-
-
-def test_a_row_of_messages_is_answered_as_a_conversation(
-    graft: Graft, model: Model, folder: Path, tmp_path: Path
-) -> None:
-    """Every shape up to its last answer, through the chat template; a text as it stands, whatever else breaks lines."""
-    system, user = {"role": "system", "content": "the"}, {"role": "user", "content": "is\u2028here"}
-    answer = {"role": "assistant", "content": "not asked"}
-    asked = [
-        {"messages": [system, user]},
-        {"messages": [system, user, answer]},
-        {"prompt": [system, user]},
-        {"prompt": [system, user], "completion": [answer]},
-        {"conversations": [{"from": "system", "value": "the"}, {"from": "human", "value": "is\u2028here"}]},
-        {"instruction": "is\u2028here", "system": "the"},
-    ]
-    file = tmp_path / "rows.jsonl"
-    rows = [*asked, {"prompt": "is\u2028here"}]
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    said = json_lines(graft("generate", "--model", folder, "-f", file, "-n", 6, "--json"))
-    answered, continued = model.chat([system, user], max_tokens=6), model.generate("is\u2028here", max_tokens=6)
-    assert answered != continued, "a test of what is asked needs two answers"
-    assert [row["text"] for row in said] == [answered] * len(asked) + [continued]
-    assert [row["prompt"] for row in said] == [[system, user]] * len(asked) + ["is\u2028here"]
-
-
-def test_rows_that_ask_nothing_are_refused_by_line(graft: Graft, folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    bad = ({"prompt": None}, {"prompt": 3}, {"prompt": [{"role": "me"}]}, {"text": "a"}, {"prompt": ""})
-    file.write_text("\n\n".join(map(json.dumps, bad)), encoding="utf-8")
-    refused = graft("generate", "--model", folder, "-f", file).err
-    for part in (
-        "1: the row asks nothing",
-        "3: prompt is a number; it must",
-        "5: prompt[0] has role 'me'",
-        "7: text is",
-    ):
-        assert f"{file}:{part}" in refused
-    assert f"{file}:9: prompt is empty" in refused
-
-
-def test_a_text_file_holds_a_prompt_a_line(graft: Graft, folder: Path, tmp_path: Path) -> None:
-    text = tmp_path / "prompts.txt"
-    text.write_bytes(b"the user\x0csaid\r\n\nis here")
-    said = json_lines(graft("generate", "--model", folder, "-f", text, "-n", 1, "--json"))
-    assert [row["prompt"] for row in said] == ["the user\x0csaid", "is here"]
-    assert "give one of them" in graft("generate", "--model", folder, "-f", text, "the").error
-
-
-def test_a_base_without_a_template_says_how_messages_are_worded(graft: Graft, folder: Path) -> None:
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    del settings["chat_template"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    assert graft("generate", "--model", folder, "-n", 1, "the").err == ""
-    assert "base has no chat template" in graft("generate", "--model", folder, "-n", 1, "--chat", "the").err
-
-
-def test_a_stop_may_be_white_space(graft: Graft, model: Model, folder: Path) -> None:
-    said = model.generate("the user", max_tokens=40)
-    assert " " in said.strip(), "a test of stopping needs something to stop at"
-    stopped = graft("generate", "--model", folder, "-n", 40, "--stop", " ", "the user")
-    assert stopped.out == said.partition(" ")[0] + "\n"
-    assert (unescaped("\\n\\n"), unescaped("a\\tb")) == ("\n\n", "a\tb")
-    assert "--stop is empty" in graft("generate", "--stop", "", "the").error
-
-
-def test_what_stands_after_two_dashes_is_no_flag() -> None:
-    words = ["generate", "--max_tokens", "3", "--", "--my_snake_case=3 says", "--"]
-    assert spelled(words) == ["generate", "--max-tokens", "3", "--", "--my_snake_case=3 says", "--"]
-
-
-@pytest.mark.parametrize("words", [("generate", b"caf\xe9"), ("generate",), ("chat", "--system", b"caf\xe9")])
-def test_bytes_that_are_no_text_are_refused(words: tuple[str | bytes, ...], folder: Path) -> None:
-    command = [sys.executable, "-m", "graftwood", words[0], "--model", folder, *words[1:]]
-    done = subprocess.run(command, input=b"caf\xe9", capture_output=True, check=False)
-    (said,) = done.stderr.splitlines()
-    assert done.returncode == 2
-    assert said.endswith(b" is not UTF-8 at character 4; write it as UTF-8")
-
-
-def test_a_conversation_outlives_a_message_that_cannot_be_answered(
-    graft: Graft, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = ["the user", "the " * 200, "caf\udce9", "is here"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
-    said = graft("chat", "--model", folder, "-t", 0, "-n", 4)
-    assert said.code == 0
-    assert said.err.count("the message is dropped, /new starts over") == 2
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{lines[0]}\n{lines[3]}\n"))
-    assert graft("chat", "--model", folder, "-t", 0, "-n", 4).out == said.out
 
 
 def test_ctrl_c_is_said(graft: Graft, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,81 +277,6 @@ def test_nonsense_is_refused_before_anything_is_fetched(
     assert (done.code, done.out) == (2, "")
     assert said in done.error
     assert "pip" not in done.error
-
-
-@pytest.mark.parametrize("verb", ["export", "merge", "tokenizer train", "prepare"])
-def test_a_file_is_no_folder_to_write(
-    graft: Graft, rows: Path, tmp_path: Path, tiny_hf_folder: Path, verb: str
-) -> None:
-    given = rows if verb in ("tokenizer train", "prepare") else tiny_hf_folder
-    said = graft(*verb.split(), given, "--out", rows, *(("--model", tiny_hf_folder) if verb == "merge" else ()))
-    assert said.code == 2
-    assert said.err.endswith(f"graft: {rows} is a file; give a new folder with --out\n")
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "holds no prompt"),
-        (b"\n \n", "holds no prompt"),
-        (b"caf\xe9", "is not UTF-8 at byte 4"),
-        (None, "cannot read the prompt file"),
-    ],
-)
-def test_prompt_files_that_are_none(graft: Graft, tmp_path: Path, content: bytes | None, said: str) -> None:
-    path = tmp_path / "prompts.txt"
-    path.mkdir() if content is None else path.write_bytes(content)
-    done = graft("generate", "--file", path)
-    assert done.code == 2
-    assert said in done.error
-
-
-@pytest.mark.parametrize(
-    ("config", "said"), [('{"a":', "is not valid JSON"), ("[1]", "not an object"), ("{}", "of which base it is")]
-)
-def test_merge_of_a_damaged_adapter(graft: Graft, tmp_path: Path, config: str, said: str) -> None:
-    (tmp_path / "adapter_config.json").write_text(config, encoding="utf-8")
-    done = graft("merge", tmp_path, "--out", tmp_path / "out")
-    assert done.code == 2
-    assert said in done.error
-    assert str(tmp_path / "adapter_config.json") in done.error
-
-
-def test_a_run_in_the_home_folder_is_one(
-    graft: Graft, model: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = adapter(model.base, "lora", tmp_path / "run" / "adapter")
-    (tmp_path / "run" / "run.toml").write_text(f'model = "{folder}"', encoding="utf-8")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    said = [graft("generate", "--model", given, "-n", 6, "the").out for given in ("~/run", tmp_path / "run")]
-    said.append(graft("generate", "--model", "~/base", "--adapter", "~/run", "-n", 6, "the").out)
-    assert said == [load(folder, made).generate("the", max_tokens=6) + "\n"] * 3
-
-
-def test_an_export_fills_the_folder_it_is_called_in(
-    graft: Graft, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    assert graft("export", folder, "--out", ".").code == 0
-    assert load(tmp_path / "here").generate("the", max_tokens=6) == load(folder).generate("the", max_tokens=6)
-
-
-def test_merge_finds_the_base_by_its_source(graft: Graft, model: Model, folder: Path, tmp_path: Path) -> None:
-    """PEFT's file of an adapter may name a folder of the cache, which is gone once that is cleaned."""
-    made = adapter(model.base, "lora", tmp_path / "adapter")
-    config = json.loads((made / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = str(tmp_path / "gone")
-    (made / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    said = graft("merge", made, "--out", tmp_path / "out", "--json")
-    assert json.loads(said.out).keys() == {"folder", "logit_difference"}
-    assert load(tmp_path / "out").generate("the", max_tokens=6) == load(folder, made).generate("the", max_tokens=6)
-    notes = json.loads((made / "graftwood.json").read_text(encoding="utf-8"))
-    del notes["base_source"]
-    (made / "graftwood.json").write_text(json.dumps(notes), encoding="utf-8")
-    said = graft("merge", made, "--out", tmp_path / "two")
-    assert said.error.endswith(f"{made} is of the base {tmp_path / 'gone'}, which is not there; name it with --model")
-    assert graft("merge", made, "--model", folder, "--out", tmp_path / "two").code == 0
 
 
 def test_help_cuts_no_sentence(graft: Graft, monkeypatch: pytest.MonkeyPatch) -> None:
