@@ -182,6 +182,7 @@ class Heap:
     """
 
     def __init__(self) -> None:
+        give_back_memory()
         self._needed = 0
         self._empty = True
 

@@ -20,9 +20,7 @@ Ints = NDArray[np.int64]
 # Scripts that put no space between words: every character is a word (Thai to Khmer, kana, Han).
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
-BETWEEN_BLANKS = re.compile(
-    rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+"
-)  # words with the marks beside them, as blanks part them
+BETWEEN_BLANKS = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")  # words with the marks beside them
 _WORD_BITS = 21  # three words fill one int64; a vocabulary above two million wraps
 _COMMON = 50
 
