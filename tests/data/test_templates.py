@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from conftest import CHATML, SPECIALS
 from graftwood.data.rows import Turn
@@ -200,6 +200,21 @@ def test_a_template_that_asks_unlike_it_writes_is_asked_as_it_is_trained(name: s
         last.ids[: len(tokenizer.encode(answer.split(".")[0] + "."))]
     )
     assert tokenizer.decode(template.answers(["Paris"])[0]) == answer[: answer.index("R")] + "Paris"
+
+
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_a_control_token_takes_the_blanks_beside_it_as_its_tokenizer_says(side: str, tiny_tokenizer: Tokenizer) -> None:
+    theirs = Tokenizer.from_str(tiny_tokenizer.to_str())
+    theirs.add_special_tokens([AddedToken(token, special=True, **{side: True}) for token in ("<|user|>", "<|end|>")])
+    source = (
+        "{% for m in messages %}{{ ' <|user|>\n\n' + m.content + ' \n<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ ' <|user|> \n' }}{% endif %}"
+    )
+    template = ChatTemplate(source, BPETokenizer(theirs, [0], None, None))
+    said = turns((("user", "the user said"), ("assistant", "that is here")))
+    expected = theirs.encode(template.text(said), add_special_tokens=False).ids
+    assert ids_of(template, said) == expected
+    assert expected != Tokenizer.from_str(tiny_tokenizer.to_str()).encode(template.text(said)).ids
 
 
 def test_a_template_that_leaves_answers_out_is_refused(tokenizer: BPETokenizer) -> None:

@@ -225,10 +225,12 @@ class ChatTemplate:
             if found is None:
                 return [*parts, (text, None)]
             start, _, special = found
-            if start:
-                parts.append((text[:start], None))
+            left, right = self._tokenizer.swallows[specials[special]]
+            before, text = text[:start], text[start + len(special) :]
+            before, text = before.rstrip() if left else before, text.lstrip() if right else text
+            if before:
+                parts.append((before, None))
             parts.append((special, specials[special]))
-            text = text[start + len(special) :]
         return parts
 
     def _render(self, messages: Sequence[tuple[str, str]], ask: bool) -> str:

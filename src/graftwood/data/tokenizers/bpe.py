@@ -67,8 +67,8 @@ class BPETokenizer:
     """Text to ids and back.
 
     `encode` reads special tokens in its text only when told to: text of a user stays text. Every id it gives is below
-    `vocab_size`; `decode(encode(x))` is `x`. Some vocabularies put a space before every text; what
-    goes on from other text gets none from `encode_after`. `begins` says whether plain text starts with the `bos` token.
+    `vocab_size`; `decode(encode(x))` is `x`. Some vocabularies put a space before every text; what goes on from other
+    text gets none from `encode_after`. `begins` says whether plain text starts with the `bos` token.
     """
 
     def __init__(
@@ -88,9 +88,10 @@ class BPETokenizer:
         self.pad = pad
         unknown = getattr(tokenizer.model, "unk_token", None)
         self.unknown = tokenizer.token_to_id(unknown) if unknown else None
-        self.specials = {
-            token.content: index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
-        }
+        added = {index: token for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self.specials = {token.content: index for index, token in added.items()}
+        # Whether a special token takes the blanks before it and after it into itself.
+        self.swallows = {index: (token.lstrip, token.rstrip) for index, token in added.items()}
 
     @property
     def fingerprint(self) -> str:
