@@ -82,8 +82,8 @@ def their_step(theirs: Any) -> None:
     norm = torch.nn.utils.clip_grad_norm_(trained, 0.05)
     assert norm > 0.05, "clipping must matter"
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.1},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if sum(size > 1 for size in p.shape) > 1], "weight_decay": 0.1},
+        {"params": [p for p in trained if sum(size > 1 for size in p.shape) <= 1], "weight_decay": 0.0},
     ]
     torch.optim.AdamW(groups, lr=1e-3).step()
 
