@@ -49,6 +49,12 @@ def test_planted_duplicates_are_found_and_told_apart():
         "1 of 102 training rows repeat an earlier one exactly, 1 nearly "
         "(such as data:101 repeats data:4, data:102 repeats data:6)"
     ]
+    assert audited([*rows[:100], rows[101]]).findings() == [
+        "1 of 101 training rows nearly repeat an earlier one (such as data:101 repeats data:6)"
+    ]
+    assert audited(rows[:101]).findings() == [
+        "1 of 101 training rows repeat an earlier one exactly (such as data:101 repeats data:4)"
+    ]
 
 
 def test_planted_leaks_are_found_in_validation_and_test():

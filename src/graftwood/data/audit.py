@@ -43,11 +43,11 @@ class Audit:
     def findings(self) -> list[str]:
         """Sentences for the user about rows that should not be as they are, one a finding."""
         said = []
-        if self.exact_duplicates or self.near_duplicates:
-            said.append(
-                f"{self.exact_duplicates} of {self.train} training rows repeat an earlier one exactly, "
-                f"{self.near_duplicates} nearly{_such_as(self.examples)}"
-            )
+        exact, near = self.exact_duplicates, self.near_duplicates
+        if exact or near:
+            too = f", {near} nearly" if near else ""
+            how = f"repeat an earlier one exactly{too}" if exact else "nearly repeat an earlier one"
+            said.append(f"{exact or near} of {self.train} training rows {how}{_such_as(self.examples)}")
         if self.leaks:
             said.append(
                 f"training holds {len(self.leaks)} of {self.held_out} held-out rows, exactly or nearly"
