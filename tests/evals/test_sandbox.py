@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from graftwood.errors import ConfigError
 from graftwood.evals import jail
 from graftwood.evals.sandbox import LIMITS, Limits, run_all, run_program
 
@@ -27,6 +28,11 @@ QUICK = Limits(seconds=0.5)
         "import collections, functools, itertools, math, random, re, string; random.random()",
         "open('notes.txt', 'w').write('x' * 1000); assert len(open('notes.txt').read()) == 1000",
         "print('x' * 1000000)",
+        "def f(x: int): return x\nassert f.__annotations__ == {'x': int}",
+        "import pickle\nclass A: pass\nassert type(pickle.loads(pickle.dumps(A()))) is A",
+        "import asyncio\nasync def f(): return 1\nassert asyncio.run(f()) == 1",
+        "import sqlite3; sqlite3.connect('own.db').execute('create table a (b)'); sqlite3.connect(':memory:')",
+        "import os; assert os.environ['OPENBLAS_NUM_THREADS'] == '1'",
     ],
 )
 def test_what_is_right_passes(program: str) -> None:
@@ -54,6 +60,8 @@ def test_what_is_right_passes(program: str) -> None:
         ("import os; os.system('ls')", "os.system is not permitted"),
         ("import ctypes; ctypes.CDLL(None)", "ctypes.dlopen is not permitted"),
         ("import os; os.kill(os.getppid(), 9)", "os.kill is not permitted"),
+        ("def f(x: List[int]): return x", "NameError"),
+        ("import socket; socket.socket(socket.AF_UNIX).connect('/run/x')", "socket.connect is not permitted"),
     ],
 )
 def test_what_is_wrong_or_reaches_out_does_not(program: str, error: str) -> None:
@@ -64,7 +72,13 @@ def test_what_is_wrong_or_reaches_out_does_not(program: str, error: str) -> None
 
 
 @pytest.mark.parametrize(
-    "change", ["open({!r}, 'w')", "import os; os.remove({!r})", "import shutil; shutil.rmtree({!r})"]
+    "change",
+    [
+        "open({!r}, 'w')",
+        "import os; os.remove({!r})",
+        "import shutil; shutil.rmtree({!r})",
+        "import sqlite3; sqlite3.connect({!r}).execute('create table a (b)')",
+    ],
 )
 def test_files_outside_its_folder_stay(change: str, tmp_path: Path) -> None:
     for path in (tmp_path / "kept", tmp_path / "folder" / "kept"):
@@ -90,6 +104,12 @@ def test_a_folder_is_fresh_and_gone_afterwards() -> None:
 def test_each_program_has_its_own_outcome() -> None:
     outcomes = run_all([f"assert {n} % 2 == 0" for n in range(8)])
     assert [outcome.passed for outcome in outcomes] == [True, False] * 4
+
+
+def test_a_program_that_could_not_be_started_is_not_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ConfigError, match="no program can be run here: its interpreter ended"):
+        run_program("pass")
 
 
 def jailed(program: str, change: str) -> list[dict[str, object]]:

@@ -13,7 +13,9 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
+import types
 from typing import Any
 
 _NEW_USER, _NEW_IPC, _NEW_PID, _NEW_NET = 0x10000000, 0x08000000, 0x20000000, 0x40000000
@@ -24,8 +26,9 @@ _REFUSED = (
 )  # fmt: skip
 _CHANGES = (
     "os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate",
-    "os.utime", "shutil.copyfile", "shutil.move", "shutil.rmtree",
+    "os.utime", "shutil.copyfile", "shutil.move", "shutil.rmtree", "sqlite3.connect",
 )  # fmt: skip
+_LOCAL = getattr(socket, "AF_UNIX", None)
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -76,6 +79,8 @@ def _hook(folder: str) -> Any:
         return whole == folder or whole.startswith(folder + os.sep) or whole == os.devnull
 
     def watch(event: str, given: tuple[Any, ...]) -> None:
+        if event == "socket.__new__" and given[1] == _LOCAL:
+            return  # a pair of ends in the program itself, as asyncio makes; to bind or connect one is refused
         if event.startswith(_REFUSED):
             raise PermissionError(f"{event} is not permitted here")
         writes = event == "open" and isinstance(given[2], int) and given[2] & _WRITES
@@ -89,8 +94,11 @@ def _hook(folder: str) -> Any:
 
 def _run(program: str) -> str | None:
     """Why the program did not run to its end, None if it did."""
+    module = types.ModuleType("__main__")  # where pickle and dataclasses look for what the program defines
+    sys.modules["__main__"] = module
     try:
-        exec(compile(program, "program.py", "exec"), {"__name__": "__main__"})
+        # Without what this file itself imports from the future: a name that an annotation lacks must be missed.
+        exec(compile(program, "program.py", "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         return f"{type(error).__name__}: {str(error)[:200]}"
     return None

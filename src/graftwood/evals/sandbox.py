@@ -21,6 +21,8 @@ from pathlib import Path
 from graftwood.errors import ConfigError
 from graftwood.runtime import cores
 
+# Libraries of linear algebra start a thread a core, which the limit on processes refuses, and end the program then.
+_ONE_THREAD = dict.fromkeys(("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _START = 60.0  # seconds an interpreter may take to start on a busy machine; the program's own time begins after that
 
 
@@ -72,7 +74,8 @@ def guard() -> str:
 def run_program(program: str, limits: Limits = LIMITS) -> Outcome:
     """One program in a fresh folder that is gone afterwards, as is everything it started.
 
-    Raises: ConfigError where the system has no limits to set.
+    Raises: ConfigError where the system has no limits to set, or where no program can be started: that says nothing of
+    the program.
     """
     if not hasattr(os, "fork") or not sys.platform.startswith("linux"):
         raise ConfigError(
@@ -84,7 +87,7 @@ def run_program(program: str, limits: Limits = LIMITS) -> Outcome:
         process = subprocess.Popen(
             [sys.executable, "-I", str(Path(__file__).with_name("jail.py"))],
             cwd=folder,
-            env={"PATH": os.defpath},
+            env={"PATH": os.defpath, **_ONE_THREAD},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -98,12 +101,12 @@ def run_program(program: str, limits: Limits = LIMITS) -> Outcome:
 
 def _outcome(process: subprocess.Popen[bytes], work: bytes, token: str, seconds: float) -> Outcome:
     assert process.stdin is not None
-    with suppress(BrokenPipeError):
+    with suppress(BrokenPipeError), process.stdin:
         process.stdin.write(work)
-        process.stdin.close()
     first = _line(process, _START)
     if not first:
-        return Outcome(False, "the interpreter did not start", "none")
+        why = "ended" if first is not None else f"did not begin within {_START:g} s"
+        raise ConfigError(f"no program can be run here: its interpreter {why}; free memory and processes, then run again")
     guard_ = json.loads(first)["guard"]
     last = _line(process, seconds)
     if last is None:
