@@ -83,7 +83,7 @@ class Display:
         if not self.console.is_terminal:
             yield line
             return
-        tail = TextColumn("{task.fields[tail]}")
+        tail = TextColumn("{task.fields[tail]}", markup=False)  # names of tasks may have brackets
         columns = (TextColumn("training"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), tail)
         with Progress(*columns, console=self.console, transient=True) as progress:
             line.progress = progress

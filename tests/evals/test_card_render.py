@@ -437,6 +437,16 @@ def test_every_task_is_shown_alone_and_what_tasks_do_to_each_other():
         assert words_ in picture
 
 
+def test_names_of_tasks_are_shown_with_their_brackets():
+    card = full_card()
+    name = "notes[/v2] [draft]"
+    tasks = (card.tasks[0].model_copy(update={"task": name}),)
+    learner = card.matrix.learners[0].model_copy(update={"name": name})
+    matrix = card.matrix.model_copy(update={"tasks": (name, *card.matrix.tasks[1:]), "learners": (learner,)})
+    shown = " ".join(printed(card.model_copy(update={"tasks": tasks, "matrix": matrix}), width=120).split())
+    assert shown.count("[/v2]") == 3
+
+
 def test_a_card_of_one_task_is_as_it_was():
     card = full_card().model_copy(update={"tasks": (), "matrix": None})
     assert not {"TASKS", "MATRIX"} & set(printed(card).split())

@@ -48,6 +48,26 @@ def test_words_are_whole_unless_they_end_in_a_star():
     assert not followed([{"kind": "contains_any", "values": ["art*"]}], "A smart cart.")
 
 
+@pytest.mark.parametrize(
+    ("value", "said", "not_said"),
+    [
+        ("5", ["It is 5.", "2,5,6", "5.0 in all", "$5.00"], ["2.5", "5.5", "15", "It is 5.05"]),
+        ("2.5", ["2.5 km", "It is 2.5."], ["12.5", "2.55", "1.2.5"]),
+        ("C#", ["I like C#.", "**C#**", "# C#"], ["vitamin C", "plan c"]),
+    ],
+)
+def test_a_number_or_a_name_is_no_part_of_another(value, said, not_said):
+    check = [{"kind": "contains_any", "values": [value]}]
+    assert [followed(check, answer) for answer in said] == [True] * len(said)
+    assert [followed(check, answer) for answer in not_said] == [False] * len(not_said)
+
+
+def test_amounts_are_no_numbered_list():
+    check = [{"kind": "numbered_list", "n": 3}]
+    assert not followed(check, "1.5 kg of flour\n2.5 kg of sugar\n3.1 l of milk")
+    assert followed(check, "1.flour\n2) sugar\n**3.** milk")
+
+
 @pytest.mark.parametrize("dressed", ["**Paris**", "_Paris_", "`paris`", "# PARIS", "‘Paris’", "It is Paris."])
 def test_markdown_case_and_quotes_do_not_matter(dressed):
     assert followed([{"kind": "contains_any", "values": ["Paris"]}], dressed)

@@ -19,9 +19,10 @@ from graftwood.errors import ConfigError, unknown
 
 Check = Mapping[str, Any]
 
+VERSION = 2  # changes whenever a verdict could; the tasks that are judged by checks have it as their own
 _STRAIGHT = str.maketrans("‘’“”", "''\"\"")
-_MARKDOWN = re.compile(r"[*`#]+|(?<!\w)_+|_+(?!\w)")
-_NUMBERED = re.compile(r"^\W*(\d+)[.):]\W*\w", re.MULTILINE)
+_MARKDOWN = re.compile(r"[*`]+|(?<!\w)#+|(?<!\w)_+|_+(?!\w)")  # C# is a name
+_NUMBERED = re.compile(r"^\W*(\d+)[.):](?!\d)\W*\w", re.MULTILINE)
 _BULLET = re.compile(r"^\s*[-*•–]\s+\S", re.MULTILINE)
 _MARKUP = re.compile(r"[{}<>|]")
 # What a model says instead of an answer. An apology alone is none: a request may ask for one.
@@ -45,8 +46,12 @@ def _bare(text: str) -> str:
 
 def _place(answer: str, value: str) -> int | None:
     """Where `value` first stands in a plain `answer`, as whole words."""
-    end = "" if value.endswith("*") else r"(?!\w)"
-    found = re.search(rf"(?<!\w){re.escape(plain(value))}{end}", answer)
+    word = plain(value)
+    begin, end = r"(?<!\w)", "" if value.endswith("*") else r"(?!\w)"
+    # 5 is not said by 2.5 nor by 5.5, but by 5.0.
+    begin += r"(?<!\d\.)" if word[:1].isdecimal() else ""
+    end += r"(?!\.\d*[1-9])" if end and word[-1:].isdecimal() else ""
+    found = re.search(f"{begin}{re.escape(word)}{end}", answer)
     return found.start() if found else None
 
 

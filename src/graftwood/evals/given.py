@@ -17,7 +17,7 @@ from typing import Any
 from graftwood.data.encode import answer_text
 from graftwood.data.rows import Row, read_file, read_objects
 from graftwood.errors import ConfigError, DataError
-from graftwood.evals.checks import problems
+from graftwood.evals import checks
 from graftwood.evals.metrics import headline
 from graftwood.evals.task import TASKS, Item, Kind, Task
 
@@ -111,7 +111,7 @@ def _task(path: Path, kind: Kind, max_tokens: int, metric: str = "") -> Task:
         name=path.stem,
         title=path.stem.replace("_", " "),
         kind=kind,
-        version=1,
+        version=checks.VERSION if kind == "program" else 1,
         chance=0.0,
         source=str(path),
         licence="the user's own",
@@ -132,8 +132,8 @@ def _text_task(path: Path) -> Task:
 
     answers = [answer_text(row) for row in rows.values()]
     longest = max(len(answer.encode()) for answer in answers)
-    # A token is rarely shorter than two bytes.
-    task = _task(path, "text", min(LONGEST, max(16, longest // 2)), headline(answers))
+    # Digits and brackets may be a token each, so that nothing less than a token a byte is room for every answer.
+    task = _task(path, "text", min(LONGEST, max(16, longest)), headline(answers))
     return task.of(_items(path, parse))
 
 
@@ -160,12 +160,12 @@ def _word(row: Mapping[str, Any], name: str) -> Item:
 
 
 def _program(row: Mapping[str, Any], name: str) -> Item:
-    checks = row["checks"]
-    if not isinstance(checks, list) or not all(isinstance(check, Mapping) for check in checks):
+    given = row["checks"]
+    if not isinstance(given, list) or not all(isinstance(check, Mapping) for check in given):
         raise ValueError("checks must be a list of objects, each with a kind")
-    if wrong := problems(checks):
+    if wrong := checks.problems(given):
         raise ValueError(wrong[0])
-    return Item(name, _text(row, "prompt"), checks=tuple(checks), cluster=_cluster(row))
+    return Item(name, _text(row, "prompt"), checks=tuple(given), cluster=_cluster(row))
 
 
 def _code(row: Mapping[str, Any], name: str) -> Item:

@@ -77,7 +77,8 @@ def _tasks(tasks: tuple[TaskGained, ...]) -> RenderableType:
         for measure in words.task_measures(given):
             change = "—" if measure.change.value is None else words.change(measure).replace("95% CI ", "")
             moved = Text(change, _MOVED[words.direction(measure)])
-            table.add_row(name, words.one_line(measure.title), words.before_after(measure), moved)
+            cells = (name, words.one_line(measure.title), words.before_after(measure))
+            table.add_row(*map(Text, cells), moved)
             name = ""
     return Group(table, "")
 
@@ -87,10 +88,10 @@ def matrix_table(matrix: Matrix) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("", max_width=20)
     for task in matrix.tasks:
-        table.add_column(words.one_line(task, 40), max_width=16)
+        table.add_column(Text(words.one_line(task, 40)), max_width=16)
     for learner in matrix.learners:
         cells = (Text(words.cell(given), _MOVED[words.cell_direction(given)]) for given in learner.cells)
-        table.add_row(words.one_line(learner.name, 60), *cells)
+        table.add_row(Text(words.one_line(learner.name, 60)), *cells)
     figures = (Text(words.figure_line(figure)) for figure in matrix.figures)
     return Group(Text(words.matrix_line(matrix), "dim"), table, *figures, "")
 

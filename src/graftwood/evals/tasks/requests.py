@@ -4,6 +4,7 @@ The requests are Graftwood's own, of kinds of which a small chat model follows m
 They were chosen with the answers of SmolLM2-135M-Instruct in view, which flatters that base slightly.
 """
 
+from graftwood.evals.checks import VERSION
 from graftwood.evals.task import Item, Task, pocket
 
 
@@ -18,7 +19,7 @@ TASK = Task(
     name="requests",
     title="requests followed",
     kind="program",
-    version=1,
+    version=VERSION,
     chance=0.0,
     source="Graftwood",
     licence="Apache-2.0",
