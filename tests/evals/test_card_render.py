@@ -17,7 +17,7 @@ from rich.console import Console
 
 from graftwood.errors import ConfigError
 from graftwood.evals import memory_words, words
-from graftwood.evals.card import Canaries, Cell, CurvePoint, Estimate, FoundCanary
+from graftwood.evals.card import Canaries, Cell, CurvePoint, Estimate, FoundCanary, Learner, Matrix
 from graftwood.evals.html import card_html
 from graftwood.evals.lights import EXTRACTABLE, RATIO, level, lights, position
 from graftwood.evals.report import read_report, write_report
@@ -445,6 +445,21 @@ def test_names_of_tasks_are_shown_with_their_brackets():
     matrix = card.matrix.model_copy(update={"tasks": (name, *card.matrix.tasks[1:]), "learners": (learner,)})
     shown = " ".join(printed(card.model_copy(update={"tasks": tasks, "matrix": matrix}), width=120).split())
     assert shown.count("[/v2]") == 3
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_matrix_of_many_tasks_shows_every_number(width):
+    card, tasks = full_card(), tuple(f"task-{place}" for place in range(30))
+    cells = tuple(Cell(loss=measured(1 + place / 100), gain=measured(0.125)) for place in range(30))
+    learners = tuple(Learner(name=name, cells=cells) for name in ("base", "mix"))
+    card = card.model_copy(update={"matrix": Matrix(against="the base", tasks=tasks, learners=learners)})
+    shown, picture = printed(card, width=width), card_svg(card)
+    for place, task in enumerate(tasks):
+        loss = f"{1 + place / 100:.3f}"
+        assert task in shown and loss in shown
+        assert f">{task}<" in picture and picture.count(f"{loss} (+0.125)") == 2
+    assert shown.count("(+0.125)") == 60
+    assert_laid_out(picture)
 
 
 def test_a_card_of_one_task_is_as_it_was():

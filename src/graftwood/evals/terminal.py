@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -11,6 +11,7 @@ from graftwood.evals.card import Canaries, Card, Choice, Gained, Kept, Matrix, S
 from graftwood.evals.lights import COLOURS, lights
 
 SAMPLES, SAMPLE_TEXT = 2, 160
+_LEARNER, _CELL = 12, 12  # characters that a matrix needs for the names of its rows and for a cell in two lines
 _MOVED = {"better": "green", "worse": "red", "unclear": ""}
 _ASCII = str.maketrans({"→": "->", "−": "-", "…": "...", "●": "*", "—": "-", "✓": "+", "✗": "x", "·": "|"})
 
@@ -85,15 +86,30 @@ def _tasks(tasks: tuple[TaskGained, ...]) -> RenderableType:
 
 def matrix_table(matrix: Matrix) -> RenderableType:
     """Models by tasks, and the figures made from them."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("", max_width=20)
-    for task in matrix.tasks:
-        table.add_column(Text(words.one_line(task, 40)), max_width=16)
-    for learner in matrix.learners:
-        cells = (Text(words.cell(given), _MOVED[words.cell_direction(given)]) for given in learner.cells)
-        table.add_row(Text(words.one_line(learner.name, 60)), *cells)
     figures = (Text(words.figure_line(figure)) for figure in matrix.figures)
-    return Group(Text(words.matrix_line(matrix), "dim"), table, *figures, "")
+    return Group(Text(words.matrix_line(matrix), "dim"), _Blocks(matrix), *figures, "")
+
+
+class _Blocks:
+    """A matrix in as many tables below each other as it takes to cut off no number."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._matrix = matrix
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        most = max(1, (options.max_width - _LEARNER) // _CELL)
+        for start in range(0, len(self._matrix.tasks), most):
+            yield self._table(slice(start, start + most))
+
+    def _table(self, part: slice) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        table.add_column("", max_width=20)
+        for task in self._matrix.tasks[part]:
+            table.add_column(Text(words.one_line(task, 40)), max_width=16)
+        for learner in self._matrix.learners:
+            cells = (Text(words.cell(given), _MOVED[words.cell_direction(given)]) for given in learner.cells[part])
+            table.add_row(Text(words.one_line(learner.name, 60)), *cells)
+        return table
 
 
 def _kept(kept: Kept) -> RenderableType:
