@@ -18,7 +18,7 @@ from graftwood.base import Base, open_base
 from graftwood.cli import app, guarded
 from graftwood.errors import ConfigError
 from graftwood.evals.given import find_tasks
-from graftwood.evaluation import _on, _put
+from graftwood.evaluation import _names, _on, _put
 from graftwood.files import cache_home
 from graftwood.flags import normal
 from graftwood.progress import Display
@@ -148,6 +148,15 @@ def test_the_base_is_asked_again_when_its_template_or_its_end_is_another(folder:
     path.write_text(json.dumps(settings | {"eos_token": "<|endoftext|>"}))
     assert asked() == {"choice", "word", "text", "program"}
     assert asked() == set()
+
+
+def test_every_adapter_has_a_name_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for run in (tmp_path / "run", tmp_path / "runs" / "other", tmp_path / "other"):
+        (run / "adapter").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run")
+    assert _names([Path("adapter")]) == _names([Path(".")]) == ["run"]
+    apart = _names([Path("../runs/other"), Path("../other/adapter"), Path("adapter")])
+    assert len(set(apart)) == 3, "each has records of its own"
 
 
 def test_a_run_stands_for_its_base_and_its_adapter(folder: Path, base: Base, tasks: Path, tmp_path: Path) -> None:

@@ -193,10 +193,11 @@ def _adapter_folder(given: Path) -> Path:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """What people call each adapter: its run's folder, or its whole path where two are called the same."""
-    short = [folder.parent.name if folder.name == "adapter" else folder.name for folder in folders]
+    whole = [folder.resolve() for folder in folders]
+    short = [folder.parent.name if folder.name == "adapter" else folder.name for folder in whole]
     return [
-        name if name != "base" and short.count(name) == 1 else str(folder).strip("./").replace("/", "-")
-        for name, folder in zip(short, folders, strict=True)
+        name if name != "base" and short.count(name) == 1 else str(folder).strip("/").replace("/", "-")
+        for name, folder in zip(short, whole, strict=True)
     ]
 
 

@@ -456,8 +456,10 @@ def test_a_matrix_of_many_tasks_shows_every_number(width):
     shown, picture = printed(card, width=width), card_svg(card)
     for place, task in enumerate(tasks):
         loss = f"{1 + place / 100:.3f}"
-        assert task in shown and loss in shown
-        assert f">{task}<" in picture and picture.count(f"{loss} (+0.125)") == 2
+        assert task in shown
+        assert loss in shown
+        assert f">{task}<" in picture
+        assert picture.count(f"{loss} (+0.125)") == 2
     assert shown.count("(+0.125)") == 60
     assert_laid_out(picture)
 

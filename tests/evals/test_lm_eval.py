@@ -15,6 +15,7 @@ from graftwood.base import open_base
 from graftwood.cli import app, guarded
 from graftwood.errors import ConfigError
 from graftwood.evals.lm_eval_model import lm_eval_model
+from graftwood.evals.lm_eval_tasks import NO_MEAN, NO_NUMBER, measured, records
 from graftwood.evaluation import evaluate_with_lm_eval
 from graftwood.flags import normal
 
@@ -134,6 +135,28 @@ def test_adapters_take_turns(
     code, out, _ = _graft(capsys, *words, "--json")
     assert code == 0
     assert json.loads(out)["adapters"][0]["measures"][0]["score"]["n"] == 4
+
+
+def test_what_is_no_number_is_missing_and_readable() -> None:
+    sample = {
+        "doc_id": 0,
+        "filter": "none",
+        "metrics": ["f1"],
+        "f1": float("nan"),
+        "target": "a",
+        "filtered_resps": [""],
+    }
+    found = {
+        "results": {"mine": {"alias": "mine", "ppl,none": float("inf"), "f1,none": float("nan"), "acc,none": 0.5}},
+        "versions": {},
+        "n-shot": {},
+        "higher_is_better": {},
+        "samples": {"mine": [sample]},
+    }
+    told = [(one.metric, one.score.value, one.score.note) for one in measured(found, found)]
+    assert told == [("ppl", None, NO_NUMBER), ("f1", None, NO_NUMBER), ("acc", 0.5, NO_MEAN)]
+    (record,) = records(found)
+    assert json.loads(json.dumps(record, allow_nan=False))["f1"] is None
 
 
 @installed

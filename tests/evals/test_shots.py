@@ -63,6 +63,16 @@ def test_a_conversation_goes_on_after_answered_ones() -> None:
         assert [turn.content[1:] for turn in item.turns[:4:2]] == [turn.content[1:] for turn in item.turns[1:4:2]]
 
 
+def test_a_system_message_is_the_items_own_and_comes_first() -> None:
+    def turns(name: str) -> tuple[Turn, ...]:
+        return Turn("system", f"be {name}", False), Turn("user", f"say {name}", False)
+
+    items = [Item(name, "", answer=name, turns=turns(name)) for name in "abc"]
+    for item in with_shots(task("text", items), 2).items():
+        assert [turn.role for turn in item.turns] == ["system", *("user", "assistant") * 2, "user"]
+        assert (item.turns[0].content, item.turns[-1].content) == (f"be {item.id}", f"say {item.id}")
+
+
 def test_an_answer_to_plain_text_ends_where_the_next_item_would_begin() -> None:
     texts = [Item(f"{n}", f"q{n}", answer=f" a{n}\n\n") for n in range(4)]
     plain = task("text", texts)

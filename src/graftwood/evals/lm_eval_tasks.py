@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
@@ -19,6 +20,7 @@ from graftwood.evals.comparison import Measured
 from graftwood.evals.lm_eval_model import lm_eval_model
 
 NO_MEAN = "no mean over items, so no interval"
+NO_NUMBER = "lm-eval gives no finite number"
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def measured(found: Mapping[str, Any], before: Mapping[str, Any] | None = None) 
                     version=str(found["versions"].get(task, "")),
                     shots=found["n-shot"].get(task),
                     higher_is_better=found["higher_is_better"].get(task, {}).get(metric),
-                    score=stats.mean(items) if items else Estimate(value=float(value), note=NO_MEAN),
+                    score=stats.mean(items) if items else _alone(float(value)),
                     change=stats.change(items, others, range(len(items))) if paired else None,
                 )
             )
@@ -137,7 +139,7 @@ def records(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A line for each item: what every metric says of it, what was wanted, and what the model answered."""
     for task, samples in found["samples"].items():
         for sample in sorted(samples, key=lambda one: (one["doc_id"], one["filter"])):
-            scored = {metric: sample[metric] for metric in sample["metrics"]}
+            scored = {metric: _readable(sample[metric]) for metric in sample["metrics"]}
             yield {
                 "task": task,
                 "id": sample["doc_id"],
@@ -146,6 +148,16 @@ def records(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "wanted": sample["target"],
                 "said": sample["filtered_resps"],
             }
+
+
+def _alone(value: float) -> Estimate:
+    """A result that is no mean; a perplexity out of range and what divides by zero are no number at all."""
+    return Estimate(value=value, note=NO_MEAN) if math.isfinite(value) else Estimate(value=None, note=NO_NUMBER)
+
+
+def _readable(value: Any) -> Any:
+    """As it is where JSON has a word for it."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _items(found: Mapping[str, Any], task: str, metric: str, chosen: str, value: float) -> list[float]:

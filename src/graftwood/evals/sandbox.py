@@ -106,7 +106,9 @@ def _outcome(process: subprocess.Popen[bytes], work: bytes, token: str, seconds:
     first = _line(process, _START)
     if not first:
         why = "ended" if first is not None else f"did not begin within {_START:g} s"
-        raise ConfigError(f"no program can be run here: its interpreter {why}; free memory and processes, then run again")
+        raise ConfigError(
+            f"no program can be run here: its interpreter {why}; free memory and processes, then run again"
+        )
     guard_ = json.loads(first)["guard"]
     last = _line(process, seconds)
     if last is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import dropwhile, islice, takewhile
 
 from graftwood.data.rows import Turn
 from graftwood.errors import ConfigError
@@ -40,7 +40,17 @@ def _shown(item: Item, order: Sequence[Item], shots: int, task: Task) -> Item:
     if len(others) < shots:
         raise ConfigError(f"--shots {shots}: {task.name} has only {len(others)} other items for {item.id}; take fewer")
     if item.turns:
-        before = [turn for other in others for turn in (*other.turns, Turn("assistant", other.answer, False))]
-        return replace(item, turns=(*before, *item.turns))
+        # Templates take a system message at the beginning alone, and the item's own is the one that counts.
+        lead = tuple(takewhile(_is_system, item.turns))
+        before = [
+            turn
+            for other in others
+            for turn in (*dropwhile(_is_system, other.turns), Turn("assistant", other.answer, False))
+        ]
+        return replace(item, turns=(*lead, *before, *item.turns[len(lead) :]))
     parts = [other.prompt + (other.choices[other.gold] if other.choices else other.answer) for other in others]
     return replace(item, prompt=SEPARATOR.join([*(part.rstrip() for part in parts), item.prompt]))
+
+
+def _is_system(turn: Turn) -> bool:
+    return turn.role == "system"
