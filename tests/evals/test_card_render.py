@@ -17,7 +17,19 @@ from rich.console import Console
 
 from graftwood.errors import ConfigError
 from graftwood.evals import memory_words, words
-from graftwood.evals.card import Canaries, Cell, CurvePoint, Estimate, FoundCanary, Learner, Matrix
+from graftwood.evals.card import (
+    Arm,
+    Canaries,
+    Candidate,
+    Cell,
+    Choice,
+    CurvePoint,
+    Decision,
+    Estimate,
+    FoundCanary,
+    Learner,
+    Matrix,
+)
 from graftwood.evals.html import card_html
 from graftwood.evals.lights import EXTRACTABLE, RATIO, level, lights, position
 from graftwood.evals.report import read_report, write_report
@@ -205,6 +217,16 @@ def test_a_direction_needs_an_interval_that_leaves_zero_outside():
         "unclear",
         "worse",
     ]
+
+
+def test_the_items_that_decided_are_those_of_the_decision():
+    held = Decision(kept=measured(0.97), worst=None, worst_kept=measured(0.97), passed=True, items=700)
+    place = Candidate(dial=1.0, loss=1.0, drift=0.1, decision=held)
+    arm = Arm(name="lora", settings={}, steps=1, tokens=1, seconds=1.0, fate="shipped", candidates=(place,))
+    took = {"seconds": 1.0, "tokens": 1, "plain_seconds": 1.0, "plain_tokens": 1}
+    picked = {"shipped": "lora", "dial": 1.0, "why": "", "price": None, "worst_budget": None}
+    choice = Choice(budget=0.95, base_loss=2.0, items=342, arms=(arm,), **picked, **took)
+    assert "on 700 other items, which decided" in words.budget_line(choice)
 
 
 def test_settings_with_a_reason_come_first():

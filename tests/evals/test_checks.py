@@ -62,6 +62,10 @@ def test_a_number_or_a_name_is_no_part_of_another(value, said, not_said):
     assert [followed(check, answer) for answer in not_said] == [False] * len(not_said)
 
 
+def test_what_is_to_be_said_need_be_no_regular_expression():
+    assert followed([{"kind": "says", "text": "*(hello"}], "Hello there")
+
+
 def test_amounts_are_no_numbered_list():
     check = [{"kind": "numbered_list", "n": 3}]
     assert not followed(check, "1.5 kg of flour\n2.5 kg of sugar\n3.1 l of milk")
@@ -107,6 +111,8 @@ def test_an_unknown_check_names_its_neighbours():
         ({"kind": "contains_any", "values": "yes"}, "list of words"),
         ({"kind": "contains_any", "values": ["*"]}, "list of words"),
         ({"kind": "matches", "pattern": "("}, "no regular expression"),
+        ({"kind": "says", "text": "..."}, "must have a word in it"),
+        ({"kind": "count_of", "n": 3, "values": ["a", "b", "b"]}, "is more than there are values"),
         ({"kind": "says", "text": ""}, "must be text"),
         ({}, "unknown check"),
     ],

@@ -84,6 +84,7 @@ def test_every_kind_takes_ids_and_families(row: Mapping[str, Any], tmp_path: Pat
     [
         (CHOICE, CHOICE | {"gold": 2}, "gold is 2; it must be the number of a choice, 0 to 1"),
         (CHOICE, CHOICE | {"choices": ["yes"]}, "choices must be a list of two texts or more"),
+        (CHOICE, CHOICE | {"choices": ["yes", "yes"]}, "choices has the right one, 'yes', twice; keep one of them"),
         (CHOICE, WORD, "lacks query, choices, gold; the first row of this file has query + choices + gold"),
         (WORD, {"context": "a", "word": " "}, "word is ' '; it must be text"),
         (PROGRAM, PROGRAM | {"checks": [{"kind": "sayz", "text": "a"}]}, "unknown check 'sayz'. Did you mean 'says'"),

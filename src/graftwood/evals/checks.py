@@ -177,6 +177,8 @@ def _problems(check: Check) -> list[str]:
     if needed != given:
         return [f"check {kind!r} takes {', '.join(needed)}, got {', '.join(given) or 'nothing'}."]
     faults = {name: fault for name in given if (fault := _fault(name, check[name]))}
+    if kind == "count_of" and not faults and check["n"] > len(set(check["values"])):
+        faults = {"n": "is more than there are values"}
     return [f"check {kind!r}: {name} = {check[name]!r} {fault}." for name, fault in faults.items()]
 
 
@@ -189,6 +191,10 @@ def _fault(field: str, value: object) -> str | None:
         return None if words and value else "must be a list of words"
     if not isinstance(value, str) or not value:
         return "must be text"
+    if field == "text" and not _bare(value):
+        return "must have a word in it"
+    if field != "pattern":
+        return None
     try:
         re.compile(value)
     except re.error as error:

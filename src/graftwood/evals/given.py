@@ -149,6 +149,8 @@ def _choice(row: Mapping[str, Any], name: str) -> Item:
         raise ValueError("choices must be a list of two texts or more")
     if type(gold) is not int or not 0 <= gold < len(choices):
         raise ValueError(f"gold is {gold!r}; it must be the number of a choice, 0 to {len(choices) - 1}")
+    if choices.count(choices[gold]) > 1:
+        raise ValueError(f"choices has the right one, {choices[gold]!r}, twice; keep one of them")
     # A query that is headed as a question is asked for its answer; the bundled sets are asked like this.
     ending = "\nAnswer:" if query.startswith("Question:") and not query.endswith("Answer:") else ""
     return Item(name, query + ending, tuple(map(_spaced, choices)), gold, cluster=_cluster(row))

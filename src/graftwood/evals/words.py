@@ -343,7 +343,8 @@ def budget_line(choice: Choice) -> str:
     ]
     if not shipped or shipped[0] is None:
         return f"{budget}: nothing is shipped"
-    return f"{budget}: held at {estimate(shipped[0].kept, 'share')} on {choice.items:,} other items, which decided"
+    items = shipped[0].items or choice.items  # more than at first, where those left it open
+    return f"{budget}: held at {estimate(shipped[0].kept, 'share')} on {items:,} other items, which decided"
 
 
 def budget_short(choice: Choice) -> str:
