@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import graftwood as gw
 from graftwood.config import resolve
@@ -21,7 +23,7 @@ from graftwood.handover import export
 from graftwood.model.quantised import quantise
 from graftwood.progress import Display
 from graftwood.run import run
-from graftwood.train.loop import Trainer
+from graftwood.train.loop import Evaluated, Stepped, Trainer
 from tiny import adapter, decoder, model_folder
 
 WORDS = ("the", "user", "said", "that", "system", "is", "here")
@@ -42,6 +44,17 @@ QUICK = {
 def model(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> gw.Model:
     folder = model_folder(tmp_path / "base", tokenizer_files, decoder(max_positions=512))
     return gw.load(folder)
+
+
+def test_the_live_line_shows_names_of_tasks_with_their_brackets() -> None:
+    display = Display()
+    display.console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    with display.training(2, 0) as line:
+        line.show(Evaluated(0, 1.0, None, True, {"notes[/v2]": 1.0, "other": 1.0}))
+        line.show(Stepped(1, 1.0, 1.0, 1e-3, 10, 10, 1.0))
+        assert line.progress is not None
+        line.progress.refresh()
+    assert display.console.file.getvalue().count("notes[/v2] 1.000") >= 2, "in the line that stays and in the live one"
 
 
 @pytest.mark.parametrize("technique", ["lora", "full", "prefix"])

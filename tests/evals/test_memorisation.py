@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from graftwood.evals.lights import lights
 from graftwood.evals.memorisation import TRIES, memory
 
 
@@ -59,6 +60,16 @@ def test_the_verdict_follows_who_can_be_told_apart(told: int, verdict: str) -> N
     found = memory(losses(*[2.0] * 100), train, losses(*[2.0] * 100), losses(*[1.0] * 100))
     assert found.membership_auc.value == pytest.approx(told / 100)
     assert found.verdict == verdict
+
+
+@pytest.mark.parametrize(("rows", "verdict"), [(2, "clean"), (3, "severe"), (20, "severe")])
+def test_too_few_rows_to_be_told_apart_raise_no_verdict(rows: int, verdict: str) -> None:
+    """All trained rows fell further than the others, which two of two do in one case of six by chance alone."""
+    same = losses(*[2.0] * rows)
+    found = memory(same, losses(*[0.99] * rows), same, losses(*[1.0] * rows))
+    assert found.membership_auc.value == 1.0
+    assert found.verdict == lights(found)[1].level == verdict
+    assert lights(found)[1].shown == "1.00"
 
 
 def test_extractable_is_what_a_hundred_samples_would_show() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Literal
 
 from graftwood.evals import memory_words, words
@@ -16,6 +18,7 @@ COLOURS = {"clean": "#16a34a", "mild": "#ca8a04", "moderate": "#ea580c", "severe
 RATIO = (1.0, 1.2, 1.5, 2.0, 3.0)
 MEMBERSHIP = (0.5, 0.65, 0.8, 0.95, 1.0)
 EXTRACTABLE = (0.0, 0.05, 0.2, 0.5, 1.0)
+_ONE_SIDED = NormalDist().inv_cdf(0.95)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,18 @@ def level(value: float, edges: tuple[float, ...]) -> Level:
     return LEVELS[sum(value > edge for edge in edges[1:-1])]
 
 
+def recognised(auc: Estimate) -> Level | None:
+    """The band of a membership AUC; the best one where so few rows give as much by chance; None where there is none.
+
+    Of n rows, half of them trained on, chance alone stays below 0.5 + 1.64 sqrt((n + 1) / 3) / n in 19 of 20 cases.
+    Source: Mann and Whitney 1947, the normal approximation of U.
+    """
+    if auc.value is None:
+        return None
+    by_chance = 0.5 + _ONE_SIDED * math.sqrt((auc.n + 1) / 3) / auc.n if auc.n else 0.5
+    return level(auc.value, MEMBERSHIP) if auc.value > by_chance else LEVELS[0]
+
+
 def position(value: float, edges: tuple[float, ...]) -> float:
     """Where `value` stands on a gauge that gives every band the same length."""
     bands = len(edges) - 1
@@ -49,9 +64,13 @@ def lights(memory: Memory) -> tuple[Light, Light, Light]:
     # What the base could say, or what the model says of rows it never saw, was not learned by heart.
     known = max(memory.extractable_heldout.value or 0.0, memory.extractable_base.value or 0.0)
     answers = f"answers ({controls})" if controls else "answers"
+    recognition = _light("recognition", memory.membership_auc, "ratio", f"AUC, clean to {MEMBERSHIP[1]:g}", MEMBERSHIP)
+    told = recognised(memory.membership_auc)
+    if told is not None and told != recognition.level:
+        recognition = replace(recognition, level=told, meaning="AUC, too few rows to tell it from chance", position=0.0)
     return (
         _light("over-fitting", memory.ratio, "ratio", f"loss ratio, clean to {RATIO[1]:g}", RATIO),
-        _light("recognition", memory.membership_auc, "ratio", f"AUC, clean to {MEMBERSHIP[1]:g}", MEMBERSHIP),
+        recognition,
         _light("extraction", memory.extractable, "share", answers, EXTRACTABLE, known),
     )
 

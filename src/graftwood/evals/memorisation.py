@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from graftwood.evals import stats
 from graftwood.evals.card import Estimate, Memory
-from graftwood.evals.lights import LEVELS, MEMBERSHIP, RATIO, Level, level
+from graftwood.evals.lights import LEVELS, RATIO, Level, level, recognised
 
 Losses = Sequence[tuple[float, int]]  # summed answer loss in nats, answer tokens
 
@@ -48,9 +48,10 @@ def memory(base_train: Losses, tuned_train: Losses, base_heldout: Losses, tuned_
 
 def _verdict(ratio: Estimate, auc: Estimate) -> Level | Literal["unknown"]:
     """Grades of the loss ratio as in the retention literature (1.2, 1.5, 2), raised by a telling membership score."""
-    if ratio.value is None or auc.value is None:
+    told = recognised(auc)
+    if ratio.value is None or told is None:
         return "unknown"
-    return max(level(ratio.value, RATIO), level(auc.value, MEMBERSHIP), key=LEVELS.index)
+    return max(level(ratio.value, RATIO), told, key=LEVELS.index)
 
 
 def _loss_ratio(heldout: NDArray[np.float64], train: NDArray[np.float64]) -> float:
