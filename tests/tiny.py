@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +213,9 @@ def encoded(base: Base, count: int, start: int = 0) -> list[Example]:
 
 def picked(base: Base, path: Path) -> Path:
     """A file of questions whose right answer is nearly always what this base picks."""
-    generator = random.Random(0)
+    generator, pairs = random.Random(0), list(permutations(WORDS, 2))
     asked = [
-        (" ".join(generator.sample(WORDS, 5)), [" " + " ".join(generator.sample(WORDS, 2)) for _ in range(3)])
+        (" ".join(generator.sample(WORDS, 5)), [" " + " ".join(pair) for pair in generator.sample(pairs, 3)])
         for _ in range(60)
     ]
     begun = [base.encoder().begin(query) for query, _ in asked]
