@@ -68,3 +68,12 @@ def test_near_repeats_and_nothing_else() -> None:
 def test_short_texts_have_signatures_of_their_own(given: str) -> None:
     assert (signature(given) == signature(given)).all()
     assert (signature(given) != signature(given + " more")).mean() > 0.3
+
+
+def test_of_a_chain_what_is_like_nothing_that_stays_stays() -> None:
+    words = text(0, 1500)
+    found = repeats([" ".join(words[start : start + 300]) for start in range(0, 1200, 15)])
+    stays = sorted(set(range(80)) - {repeat.later for repeat in found})
+    assert len(stays) >= 8  # windows that have no word in common are four
+    assert {repeat.earlier for repeat in found} <= set(stays)
+    assert all(repeat.share >= NEAR for repeat in found)

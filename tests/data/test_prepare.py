@@ -103,6 +103,29 @@ def test_a_few_documents_are_cut_and_many_are_chosen_by_their_text(text: Path, t
     assert made(one, tmp_path / "all", held_out=0.0).tokens[VALID] == 0
 
 
+def sized(sizes: list[int]) -> prepare.Survey:
+    """Different documents of so many bytes."""
+    count = len(sizes)
+    digests = np.random.default_rng(0).integers(0, 2**63, (count, 2), dtype=np.uint64)
+    table = np.array([sizes, sizes], dtype=np.int64).T
+    return prepare.Survey(digests, np.empty((0, 128), np.uint32), table, np.zeros((count, 3), np.int64), ())
+
+
+def test_a_document_that_is_most_of_the_text_is_never_held_out() -> None:
+    found = sized([1_000_000, *[1000] * 29])
+    for seed in range(30):
+        choice = prepare.choose(prepare.Recipe(("a",), removal="none", seed=seed), found)
+        assert choice.fate[0] == 0
+        assert choice.fate.sum() == 3
+
+
+def test_of_documents_too_large_to_be_held_out_whole_the_ends_are() -> None:
+    choice = prepare.choose(prepare.Recipe(("a",), removal="none"), sized([20_000_000] * 25))
+    assert not choice.fate.any()
+    assert 1 - choice.keep == pytest.approx(prepare.MAX_HELD_OUT_BYTES / 500e6)
+    assert "none is small enough" in choice.rule
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_stopped_and_given_again_it_makes_the_same_corpus(workers: int, text: Path, tmp_path: Path) -> None:
     whole = made(text, tmp_path / "whole")

@@ -61,7 +61,7 @@ def signature(text: str) -> NDArray[np.uint32]:
 
 
 def find_repeats(digests: Digests, signatures: Signatures | None) -> list[Repeat]:
-    """What to remove, in order: of documents that repeat each other the first stays. Without signatures exact ones."""
+    """What to remove, in order: a document goes when an earlier one that stays is like it. Without signatures exact ones."""
     exact = _exact(digests)
     kept = np.setdiff1d(np.arange(len(digests)), [repeat.later for repeat in exact])
     near = [] if signatures is None else _near(kept, signatures)
@@ -76,17 +76,24 @@ def _exact(digests: Digests) -> list[Repeat]:
 
 
 def _near(kept: NDArray[np.int64], signatures: Signatures) -> list[Repeat]:
-    """Of every band the neighbours with equal hashes are compared; the nearest earlier one is told."""
-    best: dict[int, tuple[float, int]] = {}
+    """Of every band the neighbours with equal hashes are compared; the nearest earlier document that stays is told.
+
+    A neighbour that goes stands for what it repeats: of a chain whose links are near and whose ends are not, both stay.
+    """
+    neighbours: dict[int, set[int]] = {}
     for hashes in np.split(np.arange(HASHES), BANDS):
         keys = _keys(signatures[kept][:, hashes])
         order = np.argsort(keys, kind="stable")
         same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
         for earlier, later in zip(kept[order[same]].tolist(), kept[order[same + 1]].tolist(), strict=True):
-            share = float(np.mean(signatures[earlier] == signatures[later]))
-            if share >= NEAR and (share, -earlier) > best.get(later, (0.0, -earlier)):
-                best[later] = (share, -earlier)
-    return [Repeat(later, -earlier, share, False) for later, (share, earlier) in best.items()]
+            neighbours.setdefault(later, set()).add(earlier)
+    found: dict[int, Repeat] = {}
+    for later in sorted(neighbours):
+        stays = {found[earlier].earlier if earlier in found else earlier for earlier in neighbours[later]}
+        share, place = max((float(np.mean(signatures[one] == signatures[later])), -one) for one in stays)
+        if share >= NEAR:
+            found[later] = Repeat(later, -place, share, False)
+    return list(found.values())
 
 
 def _keys(part: Signatures) -> NDArray[np.uint64]:

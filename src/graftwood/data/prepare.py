@@ -183,20 +183,35 @@ def choose(recipe: Recipe, found: Survey) -> Choice:
         repeats = find_repeats(found.digests, found.signatures if recipe.removal == "near" else None)
         fate[[repeat.later for repeat in repeats]] = _REMOVED
     kept = np.flatnonzero(fate == _TRAINS)
-    share = min(recipe.held_out, MAX_HELD_OUT_BYTES / found.sizes[kept, 1].sum())
+    total = int(found.sizes[kept, 1].sum())
+    share = min(recipe.held_out, MAX_HELD_OUT_BYTES / total)
     if share == 0:
         return Choice(tuple(repeats), fate, 1.0, "nothing is held out")
-    if len(kept) < FEW:
-        rule = f"the last {share:.2%} of every document is held out: there are fewer than {FEW}"
-        return Choice(tuple(repeats), fate, 1 - share, rule)
     mixed = (found.digests[kept, 0] ^ np.uint64(recipe.seed * 0x9E3779B97F4A7C15 % 2**64)) * np.uint64(
         0xD6E8FEB86659FD93
     )
-    order = np.argsort(mixed >> np.uint64(11), kind="stable")
-    chosen = kept[order[: max(1, round(share * len(kept)))]]
+    order = kept[np.argsort(mixed >> np.uint64(11), kind="stable")]
+    most = min(2 * recipe.held_out * total, MAX_HELD_OUT_BYTES)
+    few = len(kept) < FEW
+    chosen = [] if few else _first_within(order, found.sizes[:, 1], max(1, round(share * len(kept))), most)
+    if not chosen:
+        why = f"there are fewer than {FEW}" if few else "none is small enough to be held out whole"
+        return Choice(tuple(repeats), fate, 1 - share, f"the last {share:.2%} of every document is held out: {why}")
     fate[chosen] = _HELD_OUT
     rule = f"{len(chosen):,} of {len(kept):,} documents are held out by hash of their text (seed {recipe.seed})"
     return Choice(tuple(repeats), fate, 1.0, rule)
+
+
+def _first_within(order: NDArray[np.int64], sizes: NDArray[np.int64], count: int, most: float) -> list[int]:
+    """The first documents, at most so many, that together have no more than `most` bytes: a giant is passed over."""
+    chosen: list[int] = []
+    for number, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        if size <= most:
+            chosen.append(number)
+            most -= size
+        if len(chosen) == count:
+            break
+    return chosen
 
 
 def texts(recipe: Recipe, choice: Choice, split: str, limit: int) -> Iterator[str]:
