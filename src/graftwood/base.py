@@ -23,7 +23,7 @@ from graftwood.model.tensor_files import shard_files
 from graftwood.model.weights import FINGERPRINT, fingerprint, load_decoder, outline, save_tensors
 from graftwood.runtime import Place
 
-CONVERSION = 1  # raised whenever a conversion writes something else, so that older caches are not read
+CONVERSION = 2  # raised whenever a conversion writes something else, so that older caches are not read
 
 
 @dataclass(frozen=True)

@@ -233,3 +233,11 @@ def test_gguf_settings_name_tokens_by_their_text(tiny_tokenizer: Tokenizer) -> N
     assert settings["chat_template"] == "x"
     assert "bos_token" not in settings
     assert settings["add_bos_token"] is False
+
+
+@pytest.mark.parametrize(("pre", "given", "begins"), [("llama-bpe", None, True), ("llama-bpe", False, False)])
+def test_llama_3_begins_every_text_unless_its_file_says_otherwise(
+    tiny_tokenizer: Tokenizer, pre: str, given: bool | None, begins: bool
+) -> None:
+    metadata = gguf_metadata(tiny_tokenizer, pre) | ({} if given is None else {"tokenizer.ggml.add_bos_token": given})
+    assert gguf_token_settings(metadata)["add_bos_token"] is begins

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 import tiny
 from conftest import CHATML, CPU, SPECIALS
 from graftwood.base import convert, open_base
+from graftwood.checkpoint import save_model
 from graftwood.errors import ModelError
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig, RopeScaling
@@ -273,6 +274,18 @@ def test_the_tokenizer_and_template_come_along(
     assert (base.tokenizer.bos, base.tokenizer.pad, base.tokenizer.begins) == (1, 0, False)
     assert base.template.source == CHATML
     assert base.template.own
+
+
+def test_what_ends_a_turn_is_an_end_token(
+    tmp_path: Path, wide: Callable[..., Decoder], tiny_tokenizer: Tokenizer
+) -> None:
+    ends = {"tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 2, "tokenizer.ggml.eom_token_id": 0}
+    write_gguf(tmp_path / "a.gguf", wide(), tiny_tokenizer, **ends)
+    base = open_base(str(tmp_path / "a.gguf"), CPU)
+    assert base.tokenizer.eos == (0, 2)
+    save_model(base, tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))
+    assert told["eos_token_id"] == [0, 2]
 
 
 def test_a_file_is_converted_once_and_again_when_it_changes(

@@ -65,6 +65,11 @@ class GGUFFile:
             token = self.metadata.get(f"tokenizer.ggml.{key}_token_id")
             if token is not None:
                 config["pad_token_id" if key == "padding" else f"{key}_token_id"] = int(token)
+        # What ends a turn or a message ends an answer too; a file's `eos` is often what ends a document.
+        more = [self.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom")]
+        ends = [int(token) for token in more if token is not None and token != config.get("eos_token_id")]
+        if ends:
+            config["eos_token_id"] = [*([config["eos_token_id"]] if "eos_token_id" in config else []), *ends]
         return config
 
     @property

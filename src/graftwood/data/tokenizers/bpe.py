@@ -58,6 +58,8 @@ _PRE: dict[str, Sequence[Any]] = {
     "dbrx": _LLAMA3,
 }
 
+_LLAMA3_NAMES = ("llama-bpe", "llama3")
+
 _CONTROL, _USER_DEFINED = 3, 4
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _GPT2_END = "<|endoftext|>"
@@ -226,7 +228,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         raise ModelError(f"the GGUF file lacks the metadata {error.args[0]}; use the model's folder") from None
     merges = [tuple(merge.split(" ", 1)) for merge in pairs]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in ("llama-bpe", "llama3")))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _LLAMA3_NAMES))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(_PRE[pre]))
     tokenizer.decoder = decoders.ByteLevel()
     added = [
@@ -241,13 +243,12 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 def gguf_token_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The `tokenizer_config.json` that goes with a tokenizer rebuilt from GGUF metadata."""
     tokens = metadata["tokenizer.ggml.tokens"]
+    # What llama.cpp takes a file that does not say to mean: Llama's vocabularies, old and new, begin every text.
+    begins = metadata["tokenizer.ggml.model"] == "llama" or metadata.get("tokenizer.ggml.pre") in _LLAMA3_NAMES
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        # What llama.cpp takes a file that does not say to mean.
-        "add_bos_token": bool(
-            metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama")
-        ),
+        "add_bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token", begins)),
     }
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         index = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
