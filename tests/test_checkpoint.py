@@ -80,6 +80,20 @@ def test_a_saved_model_opens_with_the_same_logits_end_and_template(folder: Path,
     assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["dtype"] == "float32"
 
 
+@pytest.mark.parametrize("settings", [None, {"eos_token_id": 0, "temperature": 0.5}])
+def test_others_stop_at_the_tokenizers_end_too(settings: dict[str, Any] | None, folder: Path, tmp_path: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    if settings is not None:
+        (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"eos_token_id": 0, "pad_token_id": 3}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    base = open_base(str(folder), CPU)
+    save_model(base, tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))
+    assert told == ({"pad_token_id": 3} if settings is None else settings) | {"eos_token_id": [2, 0]}
+    assert base.tokenizer.eos == (2, 0)
+
+
 def test_transformers_opens_a_saved_model_with_the_same_logits(folder: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
     base = tuned(folder)
@@ -94,15 +108,14 @@ def test_transformers_opens_a_saved_model_with_the_same_logits(folder: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("file", "words"), [("tokenizer_config.json", "chat template"), ("generation_config.json", "end tokens")]
+    ("changes", "words"), [({"chat_template": None}, "chat template"), ({"eos_token": "<|im_start|>"}, "end tokens")]
 )
 def test_a_model_that_would_lose_its_end_or_template_is_not_written(
-    file: str, words: str, folder: Path, tmp_path: Path
+    changes: dict[str, Any], words: str, folder: Path, tmp_path: Path
 ) -> None:
     base = tuned(folder)
-    settings = json.loads((folder / file).read_text(encoding="utf-8"))
-    settings.pop("chat_template", None)
-    (folder / file).write_text(json.dumps(settings | {"eos_token_id": 1}), encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
     with pytest.raises(ModelError, match=f"the exported {words}"):
         save_model(base, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from graftwood.base import Base
+from graftwood.data.tokenizers import bpe
 from graftwood.errors import ConfigError, GraftError, ModelError, nearest
 from graftwood.files import atomic_folder, storage, write_json
 from graftwood.model.tensor_files import unpickled
@@ -28,15 +29,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 NOTES = "graftwood.json"  # beside them: of which base the adapter is, and where that is found
 HEAD, PICKLED_HEAD = "model_head.safetensors", "pytorch_model_head.bin"
-_CARRIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-)
 
 
 def save_adapter(base: Base, technique: Technique, folder: Path) -> None:
@@ -133,17 +125,26 @@ def save_model(base: Base, folder: Path) -> None:
         source.pop("quantization_config", None)  # what is written is not quantised
         dtype = str(decoder.embedding.weight.dtype).removeprefix("torch.")
         write_json(work / "config.json", source | decoder.architecture.write(decoder.config) | {"dtype": dtype})
-        for name in _CARRIED:
+        for name in bpe.FILES:
             if (base.folder / name).exists():
                 shutil.copyfile(base.folder / name, work / name)
+        _end(base, source, work / "generation_config.json")
         _check_handover(base, work)
         save_tensors(to_files(decoder), work)
+
+
+def _end(base: Base, config: dict[str, Any], path: Path) -> None:
+    """Let others stop at every end token: they ask the generation settings alone, not the tokenizer."""
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    told = read_object(path) if path.exists() else {key: config[key] for key in ids if config.get(key) is not None}
+    given = told.get("eos_token_id")
+    if set(base.tokenizer.eos) - set(given if isinstance(given, list) else [given]):
+        write_json(path, told | {"eos_token_id": list(base.tokenizer.eos)})
 
 
 def _check_handover(base: Base, work: Path) -> None:
     """The end token and the chat template must survive the way out: a model that lost them never stops."""
     from graftwood.data.templates import from_folder as read_template
-    from graftwood.data.tokenizers import bpe
 
     tokenizer = bpe.from_folder(work)
     if tokenizer.eos != base.tokenizer.eos:

@@ -14,7 +14,7 @@ from graftwood.data import prepare
 from graftwood.data.corpus import TOKENIZER, TRAIN, VALID, Corpus, is_corpus
 from graftwood.data.documents import find_files
 from graftwood.data.tokenizers import train as new
-from graftwood.data.tokenizers.bpe import BPETokenizer, from_folder
+from graftwood.data.tokenizers.bpe import FILES, BPETokenizer, from_folder
 from graftwood.errors import DataError
 from graftwood.files import atomic_folder, check_new, storage
 from graftwood.hub import fetch
@@ -22,7 +22,6 @@ from graftwood.progress import Display, size
 from graftwood.runtime import cores
 
 TRAINING_BYTES = 200_000_000  # of text that a new tokenizer is made from
-_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 
 
 def prepare_corpus(
@@ -107,7 +106,7 @@ def _tokenizer(
         source = convert(path) if path.is_file() else path
         from_folder(source)  # refused before it is copied
         with storage(f"write {out}"), atomic_folder(out) as work:
-            for name in _FILES:
+            for name in ("config.json", *FILES):
                 if (source / name).exists():
                     shutil.copyfile(source / name, work / name)
         return from_folder(out)

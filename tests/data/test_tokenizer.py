@@ -241,3 +241,19 @@ def test_llama_3_begins_every_text_unless_its_file_says_otherwise(
 ) -> None:
     metadata = gguf_metadata(tiny_tokenizer, pre) | ({} if given is None else {"tokenizer.ggml.add_bos_token": given})
     assert gguf_token_settings(metadata)["add_bos_token"] is begins
+
+
+def test_an_added_token_without_an_embedding_is_left_out_unless_the_template_writes_it(
+    tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    size = tiny_tokenizer.get_vocab_size()
+    more = Tokenizer.from_str(tiny_tokenizer.to_str())
+    more.add_special_tokens(["<image>"])
+    more.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": size}), encoding="utf-8")
+    opened = from_folder(tmp_path)
+    assert opened.vocab_size == size
+    assert "<image>" not in opened.specials
+    assert max(opened.encode("a<image>", specials=True)) < size
+    (tmp_path / "chat_template.jinja").write_text("<image>", encoding="utf-8")
+    assert from_folder(tmp_path).vocab_size == size + 1

@@ -16,10 +16,13 @@ import tiny
 from conftest import CPU
 from graftwood.base import open_base
 from graftwood.checkpoint import save_model
+from graftwood.corpora import prepare_corpus
+from graftwood.data.tokenizers.bpe import from_folder
 from graftwood.generate.engine import Engine
 from graftwood.generate.sampling import Sampling
 from graftwood.model.config import ModelConfig
 from graftwood.model.tensor_files import PICKLED_SINGLE, SINGLE
+from graftwood.progress import Display
 
 IDS = torch.arange(3, 43).unsqueeze(0)
 Save = Callable[[ModelConfig, Path], None]
@@ -52,6 +55,21 @@ def test_it_opens_generates_and_goes_back_to_transformers(folder: Path, tmp_path
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "new", dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(base.decoder(IDS), theirs(IDS).logits, rtol=0.0, atol=1e-4)
+
+
+def test_added_tokens_beside_two_tokenizer_files_go_wherever_these_go(folder: Path, tmp_path: Path) -> None:
+    own = open_base(str(folder), CPU).tokenizer
+    (folder / "added_tokens.json").write_text(json.dumps({"<extra>": own.vocab_size}), encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert own.vocab_size < config["vocab_size"]
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}', encoding="utf-8")
+    base = open_base(str(folder), CPU)
+    assert base.tokenizer.encode("a<extra>")[1:] == [own.vocab_size]
+    assert base.tokenizer.token(base.tokenizer.eos[0]) == "<|im_end|>"
+    save_model(base, tmp_path / "new")
+    (tmp_path / "text.txt").write_text("some text of a person\n" * 9, encoding="utf-8")
+    corpus = prepare_corpus([str(tmp_path / "text.txt")], tmp_path / "corpus", Display(quiet=True), str(folder))
+    assert from_folder(tmp_path / "new").fingerprint == base.tokenizer.fingerprint == corpus.fingerprint
 
 
 def test_a_fused_tensor_of_another_size_is_a_misfit_by_its_own_name(folder: Path) -> None:

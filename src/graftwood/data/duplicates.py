@@ -61,7 +61,7 @@ def signature(text: str) -> NDArray[np.uint32]:
 
 
 def find_repeats(digests: Digests, signatures: Signatures | None) -> list[Repeat]:
-    """What to remove, in order: a document goes when an earlier one that stays is like it. Without signatures exact ones."""
+    """What to remove, in order: what is like an earlier document that stays. Without signatures exact repeats alone."""
     exact = _exact(digests)
     kept = np.setdiff1d(np.arange(len(digests)), [repeat.later for repeat in exact])
     near = [] if signatures is None else _near(kept, signatures)

@@ -64,6 +64,18 @@ _CONTROL, _USER_DEFINED = 3, 4
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _GPT2_END = "<|endoftext|>"
 
+# What `from_folder` and the chat template beside it are read from.
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+
 
 class BPETokenizer:
     """Text to ids and back.
@@ -156,7 +168,7 @@ def from_folder(folder: Path) -> BPETokenizer:
 
     Ids of end and begin come from the files beside it. Raises: ModelError when a file is missing or cannot be read.
     """
-    settings = _json(folder / "tokenizer_config.json")
+    settings = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
     whole, parts = folder / "tokenizer.json", [folder / "vocab.json", folder / "merges.txt"]
     if not whole.exists() and not all(part.exists() for part in parts):
         raise ModelError(
@@ -169,6 +181,8 @@ def from_folder(folder: Path) -> BPETokenizer:
         raise ModelError(f"{whole if whole.exists() else parts[0]} cannot be read: {error}") from None
     generation = _json(folder / "generation_config.json")
     model = _json(folder / "config.json")
+    if isinstance(size := model.get("vocab_size"), int):
+        tokenizer = _embedded(tokenizer, size, folder, settings)
 
     def named(key: str) -> int | None:
         value = settings.get(f"{key}_token")
@@ -188,6 +202,21 @@ def from_folder(folder: Path) -> BPETokenizer:
     return BPETokenizer(tokenizer, eos, bos, named("pad"), bool(begins))
 
 
+def _embedded(tokenizer: Tokenizer, size: int, folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer without added tokens past the model's embeddings: Gemma 3 1B has one of images, of no use to it.
+
+    One that the chat template writes stays, so that the misfit is told.
+    """
+    if all(index < size for index in tokenizer.get_added_tokens_decoder()):
+        return tokenizer
+    definition, beside = json.loads(tokenizer.to_str()), folder / "chat_template.jinja"
+    template = str(settings.get("chat_template")) + (beside.read_text(encoding="utf-8") if beside.exists() else "")
+    definition["added_tokens"] = [
+        token for token in definition["added_tokens"] if token["id"] < size or token["content"] in template
+    ]
+    return Tokenizer.from_str(json.dumps(definition))
+
+
 def _byte_level(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
     """GPT-2's tokenizer from its two files, with the special tokens that lie beside them."""
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
@@ -201,8 +230,7 @@ def _byte_level(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     added = sorted(_json(folder / "added_tokens.json").items(), key=lambda item: item[1])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token, _ in added])
-    named = {**_json(folder / "special_tokens_map.json"), **settings}
-    contents = [value.get("content") if isinstance(value, dict) else value for value in map(named.get, _SPECIALS)]
+    contents = [value.get("content") if isinstance(value, dict) else value for value in map(settings.get, _SPECIALS)]
     # Files of GPT-2's own time name none: its code knew the one there is.
     specials = [token for token in contents if isinstance(token, str)] or [_GPT2_END]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
