@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,14 @@ def test_a_stream_reads_across_its_shards(tmp_path: Path) -> None:
     assert [made.place(token) for token in (0, 4, 5, 8, 17, 18, 21)] == [
         f"text.txt:{line}" for line in (0, 0, 10, 20, 30, 40, 40)
     ]
+
+
+def test_a_corpus_of_many_shards_keeps_no_file_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    made = stream(tmp_path, *([document] for document in numbered(*[3] * 40)))
+    assert made[0:120].tolist() == list(range(120))
+    assert made.place(119) == "text.txt:390"
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 21, 50])

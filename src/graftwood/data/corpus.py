@@ -122,14 +122,12 @@ class Stream:
     """All tokens of a split as one sequence, memory-mapped, with the documents' ends."""
 
     def __init__(self, shards: Sequence[Path], files: Sequence[str]) -> None:
-        self._files = files
-        self._tokens = [
-            np.asarray(np.load(shard / ARRAYS[0], mmap_mode="r")) for shard in shards
-        ]  # plain ones slice fast
+        self._files, self._shards = files, shards
+        self._tokens = [_mapped(shard / ARRAYS[0]) for shard in shards]
         self._starts = np.cumsum([0, *(len(tokens) for tokens in self._tokens)])
         ends = [np.load(shard / ARRAYS[1]) + start for shard, start in zip(shards, self._starts, strict=False)]
         self.ends: Ints = np.concatenate(ends) if ends else np.empty(0, dtype=np.int64)
-        self._places = [np.load(shard / ARRAYS[2], mmap_mode="r") for shard in shards]
+        self._counts = [len(part) for part in ends]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -148,12 +146,19 @@ class Stream:
     def place(self, token: int) -> str:
         """`file:line` of the document a token belongs to."""
         number = int(np.searchsorted(self.ends, token, side="right"))
-        for places in self._places:
-            if number < len(places):
-                file, line = places[number].tolist()
+        for shard, count in zip(self._shards, self._counts, strict=True):
+            if number < count:
+                file, line = np.load(shard / ARRAYS[2], mmap_mode="r")[number].tolist()
                 return f"{self._files[file]}:{line}"
-            number -= len(places)
+            number -= count
         raise AssertionError("the token lies in the stream")
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    """An array of a file, memory-mapped. numpy's own map keeps its file open, of which a process may have few."""
+    array = np.load(path, mmap_mode="r")
+    mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+    return mapped[array.offset :].view(array.dtype).reshape(array.shape)
 
 
 class Windows:
