@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,15 @@ def test_small_files_go_together_and_text_files_stay_whole(tmp_path: Path) -> No
         (tmp_path / name).write_text("x" * length, encoding="utf-8")
     pieces = spans(sorted(tmp_path.iterdir()), 25)
     assert [[Path(span.file).name for span in piece] for piece in pieces] == [["a.txt", "b.txt"], ["c.txt"], ["d.txt"]]
+
+
+def test_lines_are_counted_once_for_all_spans_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(50)), encoding="utf-8")
+    last = spans([path], 100)[-1][-1]
+    (first, *_) = read_span(last, None)
+    (moved, *_) = read_span(replace(last, before=last.before + 1000), None)
+    assert isinstance(first, Document)
+    assert isinstance(moved, Document)
+    assert first.text == f"row {first.line - 1}"
+    assert moved.line == first.line + 1000

@@ -47,11 +47,15 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of work: a file from byte `start` to `stop`. Rows belong to the span they begin in."""
+    """A piece of work: a file from byte `start` to `stop`. Rows belong to the span they begin in.
+
+    `before` are the lines that begin before it, its own first row's number less one.
+    """
 
     file: str
     start: int
     stop: int
+    before: int = 0
 
 
 def find_files(given: Sequence[str], spool: Path) -> list[Path]:
@@ -84,12 +88,13 @@ def spans(files: Sequence[Path], size: int) -> list[list[Span]]:
     for file in files:
         length = file.stat().st_size
         step = max(1, size) if file.suffix in _ROWS else max(1, length)
-        for start in range(0, length, step):
+        starts = range(0, length, step)
+        for start, before in zip(starts, _lines_before(file, starts), strict=True):
             stop = min(length, start + step)
             if not pieces or room < stop - start:
                 pieces.append([])
                 room = size
-            pieces[-1].append(Span(str(file), start, stop))
+            pieces[-1].append(Span(str(file), start, stop, before))
             room -= stop - start
     return pieces
 
@@ -128,7 +133,7 @@ def _rows(span: Span) -> Iterator[Document | Skipped]:
     with _opened(Path(span.file)) as handle:
         number = 0
         if span.start:  # a row that crosses the beginning belongs to the span before; lines are counted all the same
-            number = _lines_before(span)
+            number = span.before
             handle.seek(span.start - 1)
             handle.readline()
         packed = Path(span.file).suffix in _PACKED
@@ -157,14 +162,15 @@ def _row(line: bytes, number: int, file: str) -> Document | Skipped:
     return Document(text, number) if text.strip() else Skipped(place, "is empty")
 
 
-def _lines_before(span: Span) -> int:
-    """Lines that begin before the span does."""
-    count, left = 0, span.start - 1
-    with Path(span.file).open("rb") as handle:
-        while left and (block := handle.read(min(left, 1 << 20))):
-            count += block.count(b"\n")
-            left -= len(block)
-    return count + 1
+def _lines_before(file: Path, starts: Sequence[int]) -> Iterator[int]:
+    """For each start the lines that begin before it, in one pass over the file: none before the first, which is 0."""
+    count = place = 0
+    with file.open("rb") as handle:
+        for start in starts:
+            while place < start - 1 and (block := handle.read(min(start - 1 - place, 1 << 20))):
+                count += block.count(b"\n")
+                place += len(block)
+            yield count + 1 if start else 0
 
 
 @contextmanager

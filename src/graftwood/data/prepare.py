@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,8 +50,9 @@ class Recipe:
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"the held-out share is {self.held_out:g}; it must be at least 0 and below 1")
 
+    @cached_property
     def pieces(self) -> list[list[Span]]:
-        """The work, cut up."""
+        """The work, cut up: once, since the lines of large files are counted for it."""
         return spans([Path(file) for file in self.files], self.shard_bytes)
 
 
@@ -113,7 +114,7 @@ def finished(folder: Path) -> Corpus | None:
 
 def survey(folder: Path, recipe: Recipe, workers: int, advance: Advance) -> Survey:
     """Read every document once. Raises: DataError when there is no text."""
-    pieces = recipe.pieces()
+    pieces = recipe.pieces
     if not pieces:
         raise DataError(f"there is no text in {_few(recipe.files)}: every file is empty")
     targets = [folder / WORK / f"survey-{number:05d}" for number in range(len(pieces))]
@@ -217,7 +218,7 @@ def _first_within(order: NDArray[np.int64], sizes: NDArray[np.int64], count: int
 def texts(recipe: Recipe, choice: Choice, split: str, limit: int) -> Iterator[str]:
     """Texts of a split, in order, until `limit` bytes are reached."""
     number = 0
-    for piece in recipe.pieces():
+    for piece in recipe.pieces:
         for document in _documents(piece, recipe.separator):
             for name, text, _ in _parts(document.text, int(choice.fate[number]), choice.keep):
                 if name == split:
@@ -249,7 +250,7 @@ def _parts(text: str, fate: int, keep: float) -> list[tuple[str, str, tuple[bool
 
 def write_shards(folder: Path, recipe: Recipe, found: Survey, choice: Choice, workers: int, advance: Advance) -> None:
     """Encode every piece that has not been and write its shard. Raises: StorageError when the disk is full."""
-    pieces = recipe.pieces()
+    pieces = recipe.pieces
     if not pieces:
         raise DataError(f"there is no text in {_few(recipe.files)}: every file is empty")
     targets = [folder / SHARDS / f"{number:05d}" for number in range(len(pieces))]
