@@ -35,6 +35,7 @@ GPUS: Mapping[str, Gpu] = {
 }
 EFFICIENCY: Mapping[str, float] = {"A100": 0.49, "H100": 0.471, "H200": 0.471}  # of the peak, outside bubbles
 SPREAD = 0.25  # log2: nine in ten published runs lie within it
+ALIKE = 0.001  # of a run's time: layouts this near each other are equally fast
 USABLE = 0.92  # of a GPU's memory: the rest is context, communication buffers and gaps between blocks
 
 
@@ -42,7 +43,8 @@ USABLE = 0.92  # of a GPU's memory: the rest is context, communication buffers a
 class Shape:
     """The sizes that cost: `layer` and `active` are parameters of a layer, all of them and those a token passes.
 
-    `attention` is the width of all queries together, `edges` the parameters of embedding and head.
+    `attention` is the width of all queries together, `feed_forward` that of all experts a token passes, `edges` the
+    parameters of embedding and head.
     """
 
     hidden: int
@@ -115,7 +117,7 @@ def shape_of(config: ModelConfig, parameters: int) -> Shape:
         layer - idle,
         config.heads * config.head_size,
         config.heads,
-        config.feed_forward_size,
+        config.feed_forward_size * max(1, config.experts_per_token),
         config.vocab_size,
         edges,
     )
@@ -195,7 +197,7 @@ def layouts(shape: Shape, gpus: int, copies: float) -> Iterator[Layout]:
 
 
 def plan(shape: Shape, gpus: int, gpu: str, sequence: int, batch_tokens: float, tokens: float) -> Plan:
-    """The fastest layout that fits, the one in fewest parts where several come to the same hour.
+    """The fastest layout that fits, the one in fewest parts where several come to nearly the same.
 
     Raises: ConfigError for an unknown GPU, for a batch too small to be shared out, or where nothing fits.
     """
@@ -216,4 +218,6 @@ def plan(shape: Shape, gpus: int, gpu: str, sequence: int, batch_tokens: float, 
             f"does not fit: at best {least.memory / 1e9:,.0f} GB on each {gpu}, which has {room / 1e9:,.0f} to use; "
             f"the states alone take {18 * shape.parameters / 1e9:,.0f} GB; give more GPUs, or larger ones"
         )
-    return min(fitting, key=lambda one: (round(one.seconds / 3600), one.layout.tensor * one.layout.pipeline))
+    fastest = min(one.seconds for one in fitting)
+    alike = [one for one in fitting if one.seconds <= fastest * (1 + ALIKE)]
+    return min(alike, key=lambda one: one.layout.tensor * one.layout.pipeline)

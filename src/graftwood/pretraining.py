@@ -24,6 +24,7 @@ from graftwood.data.corpus import TOKENIZER, TRAIN, VALID, Corpus, Stream, Windo
 from graftwood.data.prepare import BEGUN
 from graftwood.data.templates import from_folder as read_template
 from graftwood.data.tokenizers.bpe import from_folder
+from graftwood.data.tokenizers.train import KINDS
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals.card import Chosen
 from graftwood.files import atomic_folder, folder_bytes, sha256_text, storage, write_json
@@ -180,7 +181,8 @@ def prepare(config: PretrainConfig, base: Base | None, out: Path, display: Displ
 def _lasting(config: PretrainConfig, base: Base | None) -> PretrainConfig:
     """The configuration with every path whole, so that its run file works from any folder."""
     paths = {key: Path(getattr(config, key)) for key in ("data", "tokenizer")}
-    whole = {key: str(path.resolve()) for key, path in paths.items() if path.exists()}
+    kind = config.tokenizer in KINDS  # whatever a folder of that name holds
+    whole = {key: str(path.resolve()) for key, path in paths.items() if path.exists() and not (key == "tokenizer" and kind)}
     return config.model_copy(update=whole | ({} if base is None else {"model": base.source}))
 
 

@@ -110,11 +110,11 @@ def gguf_sizes(metadata: Mapping[str, Any], model_type: str, class_: str, odd_on
     fields = ggml.llama_config(metadata, model_type, class_)
     mean = metadata["embedding_length"] // metadata["attention.head_count"]
     del fields["hidden_act"]
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")  # files from before they were written mean the usual
     return fields | {
         "sliding_window": metadata["attention.sliding_window"],
         "query_pre_attn_scalar": mean if metadata["block_count"] == odd_one else fields["head_dim"],
-        "attn_logit_softcapping": metadata.get("attn_logit_softcapping"),
-        "final_logit_softcapping": metadata.get("final_logit_softcapping"),
+        **{key: metadata[key] for key in caps if key in metadata},
     }
 
 

@@ -48,6 +48,13 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return fields | {"rope_local_base_freq": config.local_rope_theta or 10_000.0}
 
 
+def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A `config.json` from GGUF metadata."""
+    local = ggml.decimal(metadata.get("rope.freq_base_swa", 10_000.0))
+    fields = gemma2.gguf_sizes(metadata, "gemma3_text", "Gemma3ForCausalLM", odd_one=62)
+    return fields | {"rope_local_base_freq": local}
+
+
 def block(config: ModelConfig, layer: int) -> gemma2.SandwichBlock:
     """Gemma 2's block around attention with normed queries and keys."""
     queries, keys = (OffsetRMSNorm(config.head_size, config.norm_eps) for _ in range(2))
@@ -63,6 +70,6 @@ GEMMA3 = Architecture(
     write=write,
     block=block,
     norm=gemma2.norm,
-    gguf_config=lambda metadata: gemma2.gguf_sizes(metadata, "gemma3_text", "Gemma3ForCausalLM", odd_one=62),
+    gguf_config=gguf_config,
     gguf_rules=ggml.llama_rules(gemma2.STEMS, gemma2.GAINS),
 )
