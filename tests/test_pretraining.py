@@ -149,6 +149,15 @@ def test_what_a_forecast_left_is_gone_on_with_and_nothing_else_is_replaced(text:
     assert graft.pretrain(text, quiet=True, **options).stopped == "all steps done"
 
 
+def test_a_kind_of_tokenizer_is_one_whatever_a_folder_is_called(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chars").mkdir()
+    graft.dry_pretrain(PretrainConfig(data=str(text), out="run", **SMALL), QUIET)
+    assert "<|unknown|>" in (tmp_path / "run" / "corpus" / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
+
+
 def test_damage_and_too_little_text_are_found_before_training(text: Path, tmp_path: Path) -> None:
     config = PretrainConfig(data=str(text), out=str(tmp_path / "run"), **SMALL)
     graft.dry_pretrain(config, QUIET)

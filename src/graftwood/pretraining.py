@@ -182,7 +182,9 @@ def _lasting(config: PretrainConfig, base: Base | None) -> PretrainConfig:
     """The configuration with every path whole, so that its run file works from any folder."""
     paths = {key: Path(getattr(config, key)) for key in ("data", "tokenizer")}
     kind = config.tokenizer in KINDS  # whatever a folder of that name holds
-    whole = {key: str(path.resolve()) for key, path in paths.items() if path.exists() and not (key == "tokenizer" and kind)}
+    whole = {
+        key: str(path.resolve()) for key, path in paths.items() if path.exists() and not (key == "tokenizer" and kind)
+    }
     return config.model_copy(update=whole | ({} if base is None else {"model": base.source}))
 
 

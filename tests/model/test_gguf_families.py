@@ -29,7 +29,7 @@ from graftwood.model.weights import to_files
 # What a family is written with: only what its files can say.
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma2": {"attention_scale": 8**-0.5, "windows": (6, None)},
-    "gemma3": {"attention_scale": 8**-0.5, "windows": (6, 6), "local_rope_theta": 10_000.0, "rope_theta": 500.0},
+    "gemma3": {"attention_scale": 8**-0.5, "windows": (6, 6), "local_rope_theta": 100.0, "rope_theta": 500.0},
     "gpt_oss": {"rope_scaling": RopeScaling("yarn", 8.0, 1.0, 32.0, 64, 0.1 * math.log(8) + 1, False)},
     "qwen2": {"windows": ()},
     "smollm3": {"layers": 4, "unturned": (3,), "windows": ()},
@@ -89,6 +89,7 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": config.norm_eps,
         "rope.dimension_count": config.turned,
         "rope.freq_base": config.rope_theta,
+        "rope.freq_base_swa": config.local_rope_theta,
         "attention.sliding_window": next((window for window in config.windows if window), None),
         "attn_logit_softcapping": config.attention_cap,
         "final_logit_softcapping": config.logit_cap,
@@ -152,6 +153,14 @@ def test_a_family_is_read_as_it_was_written(name: str, tmp_path: Path, tiny_toke
     assert {**vars(loaded.config), "init_std": 0.2} == vars(source.config)
     ids = torch.arange(3, 63).unsqueeze(0)
     torch.testing.assert_close(loaded(ids), source(ids), rtol=0.0, atol=1e-4)
+
+
+def test_a_gemma_2_file_that_names_no_caps_means_the_usual_ones() -> None:
+    entry = ARCHITECTURES.get("gemma2")
+    assert entry.gguf_config is not None
+    told = {key: value for key, value in metadata(made("gemma2").config).items() if "softcapping" not in key}
+    config = entry.read(entry.gguf_config(told) | {"vocab_size": 320})
+    assert (config.attention_cap, config.logit_cap) == (50.0, 30.0)
 
 
 def llama3(factor: float, low: float = 1.0) -> tuple[Decoder, Tensor]:
