@@ -239,6 +239,10 @@ def test_what_is_given_overrides_what_follows() -> None:
         sizes(PretrainConfig(data="x", depth=6, params=10**6), 512)
     with pytest.raises(ConfigError, match="a width of 100 cannot be shared by 3 heads"):
         sizes(PretrainConfig(data="x", width=100, heads=3), 512)
+    with pytest.raises(ConfigError, match="a width of 33 cannot be shared by 1 heads of an even number of channels"):
+        sizes(PretrainConfig(data="x", width=33), 1000)
+    with pytest.raises(ConfigError, match="2 heads cannot share 3 key/value heads evenly; give another --kv-heads"):
+        sizes(PretrainConfig(data="x", width=64, kv_heads=3), 1000)
 
 
 def test_a_dial_that_cannot_be_met_says_what_can() -> None:

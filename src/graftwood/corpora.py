@@ -31,13 +31,16 @@ def prepare_corpus(
     tokenizer: str = "bpe",
     vocab: int | None = None,
     workers: int | None = None,
+    run: Path | None = None,
     **recipe: Any,
 ) -> Corpus:
     """Files to a corpus folder. The same call again goes on where one ended, and finds a finished corpus.
 
+    What stands below the corpus folder, or the `run` folder around it, is no text of it.
+
     Raises: DataError where there is no text, ConfigError when the folder holds another corpus, StorageError.
     """
-    files = [os.path.abspath(path) for path in _text_files(given, out / prepare.WORK)]
+    files = [os.path.abspath(path) for path in _text_files(given, out / prepare.WORK, run or out)]
     made = prepare.Recipe(tuple(files), **recipe)
     workers = workers or cores()
     prepare.begin(out, made, f"{tokenizer} {vocab or ''}".strip())
@@ -87,14 +90,14 @@ def train_tokenizer(
     return told
 
 
-def _text_files(given: Sequence[str], spool: Path) -> list[Path]:
+def _text_files(given: Sequence[str], spool: Path, written: Path | None = None) -> list[Path]:
     """The files named. Raises: DataError for what leads nowhere, or to a corpus instead of to text."""
     for name in given:
         if is_corpus(Path(name)):
             raise DataError(
                 f"{name} is a prepared corpus, not text: give it to graft pretrain --data, or name the text it is from"
             )
-    return find_files(given, spool)
+    return find_files(given, spool, written)
 
 
 def _tokenizer(

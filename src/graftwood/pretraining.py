@@ -94,7 +94,7 @@ def ready_corpus(config: PretrainConfig, base: Base | None, out: Path, display: 
         tokenizer = str(base.folder) if base is not None else config.tokenizer
         corpus = prepare_corpus(
             [config.data], out / "corpus", display, tokenizer, config.vocab,
-            separator=config.separator, held_out=config.held_out, seed=config.seed,
+            run=out, separator=config.separator, held_out=config.held_out, seed=config.seed,
         )  # fmt: skip
     with display.bytes("checking shards", folder_bytes(corpus.folder)) as advance:
         verify(corpus, advance)

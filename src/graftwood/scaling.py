@@ -60,8 +60,15 @@ def sizes(config: PretrainConfig, vocab_size: int) -> tuple[ModelConfig, dict[st
         "layers": layers, "width": width, "heads": heads, "key/value heads": kv_heads, "feed-forward": feed_forward,
         "context": context,
     }  # fmt: skip
-    if width.value % heads.value:
-        raise ConfigError(f"a width of {width.value:g} cannot be shared by {heads.value:g} heads; give --heads")
+    if width.value % (2 * heads.value):
+        raise ConfigError(
+            f"a width of {width.value:g} cannot be shared by {heads.value:g} heads of an even number of channels each; "
+            "give another --heads or --width"
+        )
+    if heads.value % kv_heads.value:
+        raise ConfigError(
+            f"{heads.value:g} heads cannot share {kv_heads.value:g} key/value heads evenly; give another --kv-heads"
+        )
     model = ModelConfig(
         architecture="llama",
         vocab_size=vocab_size,

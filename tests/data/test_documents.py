@@ -110,3 +110,18 @@ def test_lines_are_counted_once_for_all_spans_of_a_file(tmp_path: Path) -> None:
     assert isinstance(moved, Document)
     assert first.text == f"row {first.line - 1}"
     assert moved.line == first.line + 1000
+
+
+def test_what_was_written_from_the_text_is_no_text(tmp_path: Path) -> None:
+    for name in ("notes/a.txt", "notes/run/corpus/b.txt", "notes/run/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text", encoding="utf-8")
+    notes, run = tmp_path / "notes", tmp_path / "notes" / "run"
+    assert find_files([str(notes)], tmp_path, run) == [notes / "a.txt"]
+    assert len(find_files([str(notes)], tmp_path, notes)) == 3  # all a person gave, where the run is written into it
+    assert find_files([str(run / "c.txt")], tmp_path, run) == [run / "c.txt"]
+
+
+def test_names_in_capitals_say_the_same(tmp_path: Path) -> None:
+    path = rows(tmp_path / "ROWS.JSONL", ["one", "two"])
+    assert [found.text for found in read(path) if isinstance(found, Document)] == ["one", "two"]

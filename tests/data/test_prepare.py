@@ -235,3 +235,8 @@ def test_a_tokenizer_is_measured_on_text_it_was_not_made_from(text: Path, tmp_pa
     assert train_tokenizer([str(text)], tmp_path / "b", QUIET, "bytes", None)["held_out_bytes_a_token"] == 1.0
     with pytest.raises(ConfigError, match="is not empty"):
         train_tokenizer([str(text)], tmp_path / "bpe", QUIET, "bpe", 400)
+
+
+def test_a_corpus_below_its_text_is_found_again(text: Path) -> None:
+    first = made(text, text / "corpus")
+    assert made(text, text / "corpus") == first

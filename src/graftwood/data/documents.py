@@ -58,18 +58,25 @@ class Span:
     before: int = 0
 
 
-def find_files(given: Sequence[str], spool: Path) -> list[Path]:
+def find_files(given: Sequence[str], spool: Path, written: Path | None = None) -> list[Path]:
     """Files in the order given; folders and globs in the order of their names, hidden files left out.
 
-    `-` is what comes on stdin, kept in `spool`. Raises: DataError for what leads nowhere.
+    `-` is what comes on stdin, kept in `spool`. What lies in `written` below a folder that is given was made from the
+    text and is none of it. Raises: DataError for what leads nowhere.
     """
     found: dict[Path, None] = {}
+    ours = None if written is None else written.absolute()
+
+    def text(path: Path, root: Path) -> bool:
+        apart = ours is None or root.absolute().is_relative_to(ours) or not path.absolute().is_relative_to(ours)
+        return path.is_file() and not _hidden(path, root) and apart
+
     for name in given:
         path = Path(name)
         if name == STDIN:
             found[_spooled(spool)] = None
         elif path.is_dir():
-            found |= dict.fromkeys(p for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p, path))
+            found |= dict.fromkeys(p for p in sorted(path.rglob("*")) if text(p, path))
         elif path.is_file():
             found[path] = None
         elif matches := [Path(m) for m in sorted(glob.glob(name, recursive=True)) if Path(m).is_file()]:
@@ -87,7 +94,7 @@ def spans(files: Sequence[Path], size: int) -> list[list[Span]]:
     room = 0
     for file in files:
         length = file.stat().st_size
-        step = max(1, size) if file.suffix in _ROWS else max(1, length)
+        step = max(1, size) if _suffix(file) in _ROWS else max(1, length)
         starts = range(0, length, step)
         for start, before in zip(starts, _lines_before(file, starts), strict=True):
             stop = min(length, start + step)
@@ -102,9 +109,9 @@ def spans(files: Sequence[Path], size: int) -> list[list[Span]]:
 def read_span(span: Span, separator: str | None) -> Iterator[Document | Skipped]:
     """Every document of a span, and what could not be read of it."""
     path = Path(span.file)
-    plain = path.with_suffix("") if path.suffix in _PACKED else path
+    plain = path.with_suffix("") if _suffix(path) in _PACKED else path
     try:
-        if plain.suffix in _ROWS:
+        if _suffix(plain) in _ROWS:
             yield from _rows(span)
         else:
             with _opened(path) as handle:
@@ -136,7 +143,7 @@ def _rows(span: Span) -> Iterator[Document | Skipped]:
             number = span.before
             handle.seek(span.start - 1)
             handle.readline()
-        packed = Path(span.file).suffix in _PACKED
+        packed = _suffix(Path(span.file)) in _PACKED
         while packed or handle.tell() < span.stop:
             line = handle.readline()
             if not line:
@@ -175,10 +182,10 @@ def _lines_before(file: Path, starts: Sequence[int]) -> Iterator[int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    if path.suffix == ".gz":
+    if _suffix(path) == ".gz":
         with gzip.open(path) as handle:
             yield cast(IO[bytes], handle)
-    elif path.suffix == ".zst":
+    elif _suffix(path) == ".zst":
         with path.open("rb") as raw, io.BufferedReader(_Unpacked(raw, _zstd().ZstdDecompressor())) as buffered:
             yield cast(IO[bytes], buffered)
     else:
@@ -239,6 +246,10 @@ def _spooled(spool: Path) -> Path:
             shutil.copyfileobj(sys.stdin.buffer, handle)
         work.replace(target)
     return target
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
 
 
 def _hidden(path: Path, root: Path) -> bool:
