@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ import tiny
 from graftwood import pretraining
 from graftwood import run as graft
 from graftwood.config import PretrainConfig, RunConfig, count, read_config
-from graftwood.data.corpus import VALID, open_corpus
+from graftwood.data.corpus import ARRAYS, VALID, Stream, open_corpus
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals.report import read_report
 from graftwood.model.architecture import ARCHITECTURES
@@ -265,6 +266,19 @@ def test_a_base_goes_on_with_adamw_unless_told_otherwise() -> None:
     new, base = PretrainConfig(data="x"), PretrainConfig(data="x", model="base")
     assert [optimiser(config)[0] for config in (new, base)] == ["muon", "adamw"]
     assert optimiser(base.model_copy(update={"optimiser": "muon"})) == ("muon", GIVEN)
+
+
+@pytest.mark.parametrize(("tokens", "context", "parameters"), [(3000, 256, 10**6), (20_000, 1024, 10**7)])
+def test_no_window_is_read_twice(tokens: int, context: int, parameters: int, tmp_path: Path) -> None:
+    shard = tmp_path / "0"
+    shard.mkdir()
+    for name, array in zip(ARRAYS, (np.zeros(tokens, np.uint16), np.array([tokens]), np.zeros((1, 2))), strict=True):
+        np.save(shard / name, array)
+    config = PretrainConfig(data="x")
+    schedule = budget(config, parameters, tokens, context)
+    plan, windows = pretraining.plan_windows(config, schedule, Stream([shard], ["x"]), context)
+    steps = round(plan.epochs * math.ceil(len(windows) / plan.batch))
+    assert steps * plan.batch <= len(windows) < 1.1 * steps * plan.batch
 
 
 def test_tokens_follow_the_parameters_up_to_what_the_corpus_bears() -> None:

@@ -192,7 +192,9 @@ def plan_windows(config: PretrainConfig, schedule: Schedule, stream: Stream, con
     """The training plan and its windows, which begin so close together that none is read twice."""
     batch = max(1, round(schedule.batch_tokens.value / context))
     steps = max(1, round(schedule.tokens.value / (batch * context)))
-    windows = Windows(stream, context, max(1, min(context, len(stream) // (steps * batch))))
+    # So that there are as many as are read: the first begins at the first token, the last a window before the end.
+    apart = (len(stream) - 1 - context) // max(1, steps * batch - 1)
+    windows = Windows(stream, context, max(1, min(context, apart)))
     plan = Plan(
         learning_rate=schedule.learning_rate.value,
         weight_decay=config.weight_decay,

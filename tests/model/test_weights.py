@@ -94,6 +94,13 @@ def test_ignored_and_tied_tensors_are_not_misfits(folder: Path, tiny_decoder: De
     assert torch.equal(load_decoder(folder, CPU)(ids), tiny_decoder(ids))
 
 
+def test_a_whole_file_goes_before_an_index_that_was_left(folder: Path) -> None:
+    whole = (folder / SINGLE).read_bytes()
+    shard(folder)
+    (folder / SINGLE).write_bytes(whole)
+    assert shard_files(folder) == [folder / SINGLE]
+
+
 def test_missing_shards_are_named(folder: Path) -> None:
     shards = shard(folder)
     for gone in shards[1:3]:

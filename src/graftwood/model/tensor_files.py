@@ -31,10 +31,10 @@ def shard_files(folder: Path) -> list[Path]:
     Raises: ModelError naming missing shards, or saying what a folder must hold.
     """
     for single, index in ((SINGLE, INDEX), (PICKLED_SINGLE, PICKLED_INDEX)):
+        if (folder / single).exists():  # before an index that was left there, as transformers does
+            return [folder / single]
         if (folder / index).exists():
             return _shards(folder, index)
-        if (folder / single).exists():
-            return [folder / single]
     raise ModelError(f"{folder} has no weights: neither {SINGLE} nor {PICKLED_SINGLE}, nor an index of shards of one")
 
 
