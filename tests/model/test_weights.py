@@ -161,6 +161,9 @@ def test_a_config_without_a_size_says_which(folder: Path) -> None:
     ("change", "said"),
     [
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"model_type": ["llama"]}, "model_type ['llama']"),
+        ({"rms_norm_eps": None}, "norm_eps None"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "in layers of full_attention are not computed"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope scaling 'dynamic'"),
         ({"sliding_window": 8, "layer_types": ["x"]}, "layer_types ['x'], sliding_window 8: the llama block"),
         ({"quantization_config": {"bits": 4}}, "quantization_config {'bits': 4}"),

@@ -74,7 +74,7 @@ def for_gguf(name: object) -> Architecture:
 
 
 def _find(kind: str, given: object, known: dict[str, Architecture]) -> Architecture:
-    if given not in known:
+    if not isinstance(given, str) or given not in known:
         near = nearest(str(given), known)
         raise ModelError(f"{kind} {given!r} is not one this version reads.{near} Readable: {', '.join(sorted(known))}.")
-    return known[str(given)]
+    return known[given]

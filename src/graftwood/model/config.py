@@ -76,6 +76,8 @@ class ModelConfig:
         wrong = [f"{name} {size!r}" for name, size in sizes.items() if not isinstance(size, int) or size < 1]
         if wrong:
             raise ModelError(f"sizes of a model are whole numbers of 1 or more, not {', '.join(wrong)}")
+        if not isinstance(self.norm_eps, float | int):
+            raise ModelError(f"what is added to a mean square is a number, not norm_eps {self.norm_eps!r}")
         if self.heads % self.kv_heads:
             raise ModelError(f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly")
         if self.windows and len(self.windows) != self.layers:

@@ -81,9 +81,15 @@ def activation_name(given: Activation, tanh: str = "gelu_pytorch_tanh") -> str:
 
 
 def rope(hf: Fields) -> dict[str, Any]:
-    """What a configuration says of rotary positions, in the older spelling or the newer."""
+    """What a configuration says of rotary positions, in the older spelling or the newer.
+
+    Raises: ModelError where it says so by kinds of layers.
+    """
     old = {"rope_theta": hf["rope_theta"]} if "rope_theta" in hf else {}
-    return {**old, **(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    told = {**old, **(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    if kinds := [key for key, value in told.items() if isinstance(value, Mapping)]:
+        raise ModelError(f"rotary positions of their own in layers of {', '.join(kinds)} are not computed")
+    return told
 
 
 def rope_scaling(rope: Fields, family: str, positions: int) -> RopeScaling | None:
