@@ -94,6 +94,14 @@ def test_ignored_and_tied_tensors_are_not_misfits(folder: Path, tiny_decoder: De
     assert torch.equal(load_decoder(folder, CPU)(ids), tiny_decoder(ids))
 
 
+def test_a_head_of_its_own_under_a_tied_configuration_is_refused(folder: Path) -> None:
+    def untie(tensors: dict[str, Any]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 1.01
+
+    edit_tensors(folder, untie)
+    assert "its head is not its embedding, though tie_word_embeddings is on; turn that off" in refusal(folder)
+
+
 def test_a_whole_file_goes_before_an_index_that_was_left(folder: Path) -> None:
     whole = (folder / SINGLE).read_bytes()
     shard(folder)

@@ -75,13 +75,14 @@ def fill(decoder: Decoder, tensors: Iterator[tuple[str, Tensor]], place: Place, 
     """
     wanted = dict(decoder.named_parameters())
     problems: list[str] = []
+    head: Tensor | None = None
     for file, tensor in tensors:
         if file.endswith(decoder.architecture.ignored):
             continue
         for name, value in _parameters(decoder, file, tensor, problems).items():
             if decoder.config.tied_head and name == f"{decoder.architecture.names.head}.weight":
-                continue
-            if name not in wanted:
+                head = value
+            elif name not in wanted:
                 problems.append(f"{file} is in the file, but the model has no place for it")
             elif value.shape != wanted[name].shape:
                 problems.append(f"{file} is {list(value.shape)}, the model needs {list(wanted.pop(name).shape)}")
@@ -89,10 +90,18 @@ def fill(decoder: Decoder, tensors: Iterator[tuple[str, Tensor]], place: Place, 
                 del wanted[name]
                 _assign(decoder, name, value.to(place.device, place.dtype))
     problems += [f"{name} is missing from the file" for name in wanted]
+    if not problems and head is not None and not _same(head, decoder.head_weight().detach()):
+        problems.append("its head is not its embedding, though tie_word_embeddings is on; turn that off in config.json")
     if problems:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ModelError(f"{source} does not fit its config.json: " + "; ".join(problems[:20]) + more)
     decoder.compute_dtype = place.dtype
+
+
+def _same(file: Tensor, weight: Tensor) -> bool:
+    """Whether the file's tensor is the weight, piece by piece, so that no second one is made."""
+    pieces = zip(file.split(4096), weight.split(4096), strict=False)
+    return file.shape == weight.shape and all(torch.equal(piece.to(own), own) for piece, own in pieces)
 
 
 def _parameters(decoder: Decoder, file: str, tensor: Tensor, problems: list[str]) -> dict[str, Tensor]:
