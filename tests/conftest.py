@@ -25,6 +25,7 @@ from graftwood.flags import spelled
 from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.config import ModelConfig
 from graftwood.model.decoder import Decoder
+from graftwood.run import Model, load
 from graftwood.runtime import place
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -186,3 +187,14 @@ def rows(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "one", "completion": "two"}\n', encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> Path:
+    """A whole model folder."""
+    return tiny.model_folder(tmp_path / "base", tokenizer_files)
+
+
+@pytest.fixture
+def model(folder: Path) -> Model:
+    return load(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,7 @@ from graftwood.generate.engine import Engine
 from graftwood.run import Model, load
 from graftwood.samples import remembered
 from graftwood.train.below import rows_kept
-from tiny import adapter, model_folder
-
-
-@pytest.fixture
-def folder(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> Path:
-    """A whole model folder."""
-    return model_folder(tmp_path / "base", tokenizer_files)
-
-
-@pytest.fixture
-def model(folder: Path) -> Model:
-    return load(folder)
+from tiny import adapter
 
 
 def test_models_and_cache_of_an_empty_home(graft: Graft, home: Path) -> None:

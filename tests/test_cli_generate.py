@@ -6,26 +6,13 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from command import Graft, json_lines
 from graftwood.flags import spelled, unescaped
-from graftwood.run import Model, load
-from tiny import model_folder
-
-
-@pytest.fixture
-def folder(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> Path:
-    """A whole model folder."""
-    return model_folder(tmp_path / "base", tokenizer_files)
-
-
-@pytest.fixture
-def model(folder: Path) -> Model:
-    return load(folder)
+from graftwood.run import Model
 
 
 def test_generate_reads_prompts_and_writes_json_lines(graft: Graft, tmp_path: Path, tiny_hf_folder: Path) -> None:
