@@ -119,10 +119,10 @@ def keep(
 def answers(base: Base, folder: Path | None, task: str, rows: Sequence[Asked]) -> list[str]:
     """Greedy answers of the base, or of an adapter on it."""
     target = Target(task, task, "rouge_l", LONGEST[task], lambda folder: Splits((), (), ()))
-    engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
     try:
         if folder is not None:
             load_adapter(base, folder)
+        engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)  # of the weights as they are now
         return [answer.strip() for answer in score_task(base, engine, target.asked(rows)).said]
     finally:
         base.decoder.take_off()

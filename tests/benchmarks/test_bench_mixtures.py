@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
-from bench.mixtures import drawn_scores, estimate
+from bench.keep.rows import Asked
+from bench.mixtures import answers, drawn_scores, estimate
+
+import tiny
+from conftest import CPU
+from graftwood.base import open_base
 
 SAID = ["the cat sat on the mat today", "a dog ran far", "birds sing in the old tree"]
 WANTED = [
@@ -34,3 +42,13 @@ def test_a_model_against_itself_differs_by_nothing_and_against_a_worse_one_by_an
 def test_seeds_count_the_same() -> None:
     both = drawn_scores("exact_match", [(SAID, WANTED), ([w[0] for w in WANTED], WANTED)])
     assert both[0] == pytest.approx(100 * np.mean([1 / 3, 1.0]))
+
+
+def test_an_adapter_answers_for_itself_and_leaves_the_base_as_it_was(
+    tmp_path: Path, tokenizer_files: Callable[[Path], None]
+) -> None:
+    base = open_base(str(tiny.model_folder(tmp_path / "base", tokenizer_files)), CPU)
+    rows = [Asked(word, word, f"say {word}:", word) for word in tiny.WORDS]
+    before = answers(base, None, "code", rows)
+    assert answers(base, tiny.adapter(base, "lora", tmp_path / "adapter"), "code", rows) != before
+    assert answers(base, None, "code", rows) == before
