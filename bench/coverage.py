@@ -12,6 +12,7 @@ import numpy as np
 from bench.common import Figure, finish, options, run, say
 from numpy.typing import NDArray
 
+from graftwood.choose.reserve import EACH, TEMPLATES
 from graftwood.evals import stats
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Estimate
@@ -20,7 +21,7 @@ from graftwood.evals.skills import counts, kept_of
 from graftwood.evals.task import Item, Task
 
 SETS = 2000
-RESERVE = (10,) * 22
+RESERVE = (EACH,) * len(TEMPLATES)
 FAMILIES = (8, 12, 10, 9, 7, 14, 11, 13, 10, 9, 12, 8, 11, 10, 13, 9, 10, 9)  # as the bundled requests, about
 
 Array = NDArray[np.float64]

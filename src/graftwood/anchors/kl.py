@@ -46,7 +46,7 @@ class KL(Anchor):
     weight: Annotated[float, Field(ge=0, description="what the divergence is multiplied with")] = 5.0
     share: Annotated[
         float, Field(gt=0, le=4, description="of `replay`: tokens of the base's text a token of the rows")
-    ] = 0.25
+    ] = 0.125
     windows: Annotated[
         int | None,
         Field(ge=1, description="of `replay`: samples of 128 tokens; by default 48 to 192, by the steps"),
