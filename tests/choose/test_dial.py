@@ -126,3 +126,11 @@ def test_what_fails_for_its_worst_ability_alone_is_halved() -> None:
 @pytest.mark.parametrize(("answer", "shipped"), [(1.0, 0.75), (40.0, 1.0)])
 def test_a_little_a_token_is_much_a_long_answer(answer: float, shipped: float) -> None:
     assert settle(Straight(edge=1.0), BASE, 0.95, answer=answer).shipped == shipped
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.8, 0.9, 0.96, 0.99, 1.0])
+def test_where_nothing_fails_what_earlier_runs_found_does_not_change_what_is_shipped(share: float) -> None:
+    cold = settle(Straight(edge=1.0), BASE, 0.95, answer=40.0)
+    way = Straight(edge=1.0)
+    assert settle(way, BASE, 0.95, share * way.drift, answer=40.0).shipped == cold.shipped == 1.0
+    assert way.asked[-1] == 1.0

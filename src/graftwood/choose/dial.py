@@ -19,7 +19,7 @@ GRID = (1.0, 0.75, 0.5)
 TRIES = 5
 LEAST = 0.1  # nearer to the base nothing is looked for
 CLOSE = 0.1  # nats an answer: what lies nearer to the base and is short of the best by no more is as good
-LITTLE = 0.05  # of the best gain: where no more can be won, another certificate is not worth its seconds
+LITTLE = 0.05  # of the best gain: beside a place that failed, another certificate is not worth its seconds for less
 CAREFUL = 0.9  # of the way to where the line meets the budget: a bound is a draw, and a failure costs a certificate
 
 
@@ -77,7 +77,8 @@ def settle(
     alpha = _within(target, drift_limit)
     lows: dict[float, float | None] = {0.0: 1.0}
     for _ in range(TRIES):
-        if passed and looks[passed].loss - _loss(alpha, looks, base_loss) <= LITTLE * most:
+        little = passed and looks[passed].loss - _loss(alpha, looks, base_loss) <= LITTLE * most
+        if little and not math.isinf(failed):  # what nothing speaks against is asked, for little a token may be much
             break
         if alpha not in looks:
             looks[alpha] = way.look(alpha)
