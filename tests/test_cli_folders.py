@@ -38,6 +38,7 @@ CACHED = {  # every shelf as it is written
     f"samples/{BASE}-float32-v2-48-0": "samples.safetensors",
     f"activations/{BASE}-float32-int8-18-{BASE}": "states.bin",
     f"base-scores/{BASE}-float32": f"piqa-{BASE}.json",
+    f"kept-against-drift/{BASE}-{BASE}.json": "",
     f"kept-against-drift/{BASE}.json": "",
 }
 FOREIGN = (
@@ -93,7 +94,7 @@ def test_cache_knows_what_a_run_leaves(graft: Graft, home: Path, tiny_hf_folder:
     rows, base = [{"prompt": f"say {n}", "completion": f" {n}"} for n in range(6)], open_base(str(tiny_hf_folder), CPU)
     remembered(base, Engine(base.decoder, base.tokenizer.eos, base.tokenizer), 2, 0, 16)
     rows_kept(base, encode_rows(base.encoder(), rows_from(rows).rows), 1)
-    learn(base.fingerprint, ((0.1, 0.9),))
+    learn(base.fingerprint, "a" * 64, ((0.1, 0.9, 0.95),))
     listed = [entry["name"].split("/")[0] for entry in json.loads(graft("cache", "--json").out)["entries"]]
     assert sorted(listed) == ["activations", "base-scores", "kept-against-drift", "samples"]
 

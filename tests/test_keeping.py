@@ -19,7 +19,7 @@ from graftwood.choose.budget import Budget, read_budget
 from graftwood.choose.dial import Look, Settled
 from graftwood.choose.items import halves
 from graftwood.choose.recipe import RACING
-from graftwood.choose.relation import read_relation
+from graftwood.choose.relation import SHELF
 from graftwood.cli import app, guarded
 from graftwood.config import RunConfig
 from graftwood.data.batch import Examples
@@ -52,7 +52,9 @@ def skills(folder: Path, tmp_path: Path) -> Path:
     return picked(open_base(str(folder), CPU), tmp_path / "picks.jsonl")
 
 
-def test_what_is_shipped_was_certified_on_items_no_report_uses(folder: Path, skills: Path, tmp_path: Path) -> None:
+def test_what_is_shipped_was_certified_on_items_no_report_uses(
+    folder: Path, skills: Path, tmp_path: Path, home: Path
+) -> None:
     run = gw.tune(str(folder), ROWS, out=str(tmp_path / "run"), skills=str(skills), keep="60%", lr=0.01, **QUICK)
     choice = run.report.choice
     assert choice is not None
@@ -70,7 +72,9 @@ def test_what_is_shipped_was_certified_on_items_no_report_uses(folder: Path, ski
     assert choice.tokens > choice.plain_tokens > 0
     again = gw.load(tmp_path / "run")
     assert again.generate(["say the now:"], max_tokens=6) == run.model.generate(["say the now:"], max_tokens=6)
-    assert read_relation(run.report.model_fingerprint).points
+    (learned,) = (home / SHELF).iterdir()
+    assert learned.name.startswith(f"{run.report.model_fingerprint[:16]}-")
+    assert json.loads(learned.read_text())
 
 
 def test_an_impossible_budget_ships_nothing_and_names_its_price(
@@ -169,6 +173,7 @@ def test_what_decides_is_told_apart(what: str, folder: Path, skills: Path) -> No
     }
     other = replace(base, fingerprint="another") if what == "fingerprint" else base
     assert changed[what].key(other) != one.key(base) == replace(one, base_loss=2.0).key(base)
+    assert (changed[what].asked(other) == one.asked(base)) is (what == "rows"), "no row says what is kept at a drift"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ _SHELVES: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "samples": (_OF_BASE, _holds("samples.safetensors")),
     "activations": (_OF_BASE, _holds("states.bin")),
     "base-scores": (_OF_BASE, _holds("*.json")),
-    relation.SHELF: (r"[0-9a-f]{16}\.json", Path.is_file),
+    relation.SHELF: (r"[0-9a-f]{16}(-[0-9a-f]{16})?\.json", Path.is_file),
 }
 
 

@@ -66,12 +66,15 @@ class Deciding:
         more = next((task for task in reserve if task.name in counted), None)
         return cls(rows, max(1.0, answer), loss, scores, probe, more)
 
+    def asked(self, base: Base) -> str:
+        """Hex SHA-256 over the base in its number format and all that it is asked."""
+        tasks = [scores.task for scores in self.scores] + ([self.reserve] if self.reserve else [])
+        return sha256_text(base.fingerprint, base.decoder.precision, *[asking.key(base, task) for task in tasks])
+
     def key(self, base: Base) -> str:
         """Hex SHA-256 over the base and all that decides about what became of it."""
-        tasks = [scores.task for scores in self.scores] + ([self.reserve] if self.reserve else [])
         rows = [(packed.ids.tolist(), packed.documents, packed.predict.tolist()) for packed in self.rows]
-        asked = [asking.key(base, task) for task in tasks]
-        return sha256_text(base.fingerprint, base.decoder.precision, repr(rows), *asked)
+        return sha256_text(self.asked(base), repr(rows))
 
 
 class Looks:
@@ -115,7 +118,8 @@ class Keeper(Looks):
         resumed = stored.get("key") == key
         known = stored["decisions"] if resumed else {}
         # What other runs found out meanwhile would send a resumed choice another way.
-        fresh = read_relation(base.fingerprint).drift_limit(budget.kept)
+        self._asked = deciding.asked(base)
+        fresh = read_relation(base.fingerprint, self._asked).drift_limit(budget.kept)
         self._limit: float | None = stored["drift_limit"] if resumed else fresh
         self._known = {alpha: Decision.model_validate(decision) for alpha, decision in known.items()}
 
@@ -162,8 +166,9 @@ class Keeper(Looks):
         deciding = self._deciding
         settled = settle(self, deciding.base_loss, self._budget.kept, self._limit, answer=deciding.answer)
         drifts = {look.alpha: look.drift for look in settled.looks}
-        points = [(drifts[alpha], d.kept.low) for alpha, d in settled.decisions.items() if d.kept.low is not None]
-        learn(self._base.fingerprint, tuple(points))
+        kept = [(drifts[alpha], decision.kept) for alpha, decision in settled.decisions.items()]
+        points = [(drift, k.low, k.value) for drift, k in kept if k.low is not None and k.value is not None]
+        learn(self._base.fingerprint, self._asked, tuple(points))
         self._go(settled.shipped or 0.0)
         return settled
 

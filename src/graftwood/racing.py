@@ -132,7 +132,7 @@ def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
             display.say(f"{runner.name} does not race: {'; '.join(problems)}")
         else:
             runners.append(runner)
-    limit = limit_of(job, runners, out, resume)
+    limit = limit_of(job, runners, deciding, out, resume)
     winner, ways = race(runners, limit, say=display.say)
     (best,) = [runner for runner in runners if runner.name == winner]
     ran, trained = best.train()
@@ -143,7 +143,7 @@ def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
     return report(ran, known, trained, choice, out, display, measured)
 
 
-def limit_of(job: Job, runners: Sequence[Runner], out: Path, resume: bool) -> float | None:
+def limit_of(job: Job, runners: Sequence[Runner], deciding: Deciding, out: Path, resume: bool) -> float | None:
     """The drift that the race allows: a race that goes on ranks as it began, whatever was learned meanwhile.
 
     Raises: ConfigError where what is to go on was begun with other rows, another model or other recipes.
@@ -155,7 +155,7 @@ def limit_of(job: Job, runners: Sequence[Runner], out: Path, resume: bool) -> fl
     key = sha256_text(job.base.fingerprint, *rows, *recipes, *asked)
     file = out / ARMS / RACE
     if not resume:
-        limit = read_relation(job.base.fingerprint).drift_limit(job.budget.kept)
+        limit = read_relation(job.base.fingerprint, deciding.asked(job.base)).drift_limit(job.budget.kept)
         with storage(f"write {file}"):
             write_json(file, {"key": key, "drift_limit": limit})
         return limit
