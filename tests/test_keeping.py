@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import graftwood as gw
+import graftwood.racing as racing_module
 from conftest import CPU
 from graftwood.base import open_base
 from graftwood.choose.budget import Budget, read_budget
@@ -132,13 +134,16 @@ def test_a_stopped_choice_goes_on_without_asking_twice(folder: Path, skills: Pat
     (tmp_path / "run" / "report.json").unlink()
     stored = json.loads((tmp_path / "run" / "decisions.json").read_text())
     marked = {alpha: {**decision, "worst": "asked before"} for alpha, decision in stored["decisions"].items()}
-    (tmp_path / "run" / "decisions.json").write_text(json.dumps({**stored, "decisions": marked}))
+    hours = dict.fromkeys(marked, 7200.0)
+    (tmp_path / "run" / "decisions.json").write_text(json.dumps({**stored, "decisions": marked, "seconds": hours}))
     second = gw.tune(str(folder), ROWS, resume=True, **options)
     assert first.report.choice is not None
     assert second.report.choice is not None
     assert second.report.choice.dial == first.report.choice.dial
     (arm,) = second.report.choice.arms
     assert {one.decision.worst for one in arm.candidates if one.decision is not None} == {"asked before"}
+    assert set(stored["seconds"]) == set(marked)
+    assert first.report.choice.seconds < 7200 * len(marked) < second.report.choice.seconds, "what they took is counted"
 
 
 def test_a_choice_that_goes_on_with_other_questions_asks_them(folder: Path, skills: Path, tmp_path: Path) -> None:
@@ -347,6 +352,49 @@ def test_a_killed_race_goes_on_as_if_nothing_had_happened(
         assert told(gw.tune(str(folder), ROWS, resume=True, **options)) == told(undisturbed)
     with pytest.raises(ConfigError, match="is of another race: its rows"):
         gw.tune(str(folder), others, resume=True, **options)
+
+
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of every rung, of the winner's training and of its choice, as they come."""
+    seconds: list[float] = []
+
+    def watched(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            started = time.monotonic()
+            try:
+                return plain(*given)
+            finally:
+                seconds.append(time.monotonic() - started)
+
+        return call
+
+    train = racing_module.Runner.train
+    to_the_end = watched(train)
+    # `stand` trains too, always with a share.
+    monkeypatch.setattr(racing_module.Runner, "train", lambda *given: (train if given[1:] else to_the_end)(*given))
+    monkeypatch.setattr(racing_module.Runner, "stand", watched(racing_module.Runner.stand))
+    monkeypatch.setattr(racing_module, "keep", watched(racing_module.keep))
+    return seconds
+
+
+@pytest.mark.parametrize("number", [None, 5, 20])  # on the way to the second rung, and of the winner
+def test_a_race_counts_every_second_also_those_before_a_stop(
+    number: int | None, folder: Path, racing: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = timed(monkeypatch)
+    if number is not None:
+        with monkeypatch.context() as patched:
+            at_step(number, killed, patched)
+            with pytest.raises(Killed):
+                gw.tune(str(folder), ROWS, **racing)
+    choice = gw.tune(str(folder), ROWS, resume=number is not None, **racing).report.choice
+    assert choice is not None
+    assert len(seconds) >= 5, "two rungs of two and of one, training, choosing"
+    assert sum(seconds) < choice.seconds < sum(seconds) + 10
+    (Path(racing["out"]) / "report.json").unlink()
+    again = gw.tune(str(folder), ROWS, resume=True, **racing).report.choice
+    assert again is not None
+    assert again.seconds > choice.seconds, "it is not cheaper for being resumed"
 
 
 @pytest.mark.parametrize("number", [1, 5])

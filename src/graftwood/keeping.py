@@ -96,8 +96,8 @@ class Looks:
 class Keeper(Looks):
     """The same, certified: what the base could do is asked again, abilities without room above chance aside.
 
-    What was certified is kept in `file`, so that a run that was stopped in the middle asks nothing twice; `key` names
-    the training it belongs to and what decides.
+    What was certified is kept in `file`, and the seconds it took with it, so that a run that was stopped in the middle
+    asks nothing twice; `key` names the training it belongs to and what decides. `note` is called after every one.
     """
 
     def __init__(
@@ -109,14 +109,17 @@ class Keeper(Looks):
         file: Path,
         key: str,
         display: Display,
+        note: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(base, go, deciding, display)
         self._before, self._budget = [scores for scores in deciding.scores if skills.counts(scores)], budget
         self._more: Scores | None = None
-        self._file, self._key = file, key
+        self._file, self._key, self._note = file, key, note
         stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        resumed = stored.get("key") == key
+        resumed = stored.get("key") == key and "seconds" in stored
         known = stored["decisions"] if resumed else {}
+        self._seconds: dict[str, float] = stored["seconds"] if resumed else {}
+        self.before = sum(self._seconds.values())
         # What other runs found out meanwhile would send a resumed choice another way.
         self._asked = deciding.asked(base)
         fresh = read_relation(base.fingerprint, self._asked).drift_limit(budget.kept)
@@ -132,10 +135,14 @@ class Keeper(Looks):
         """The base's abilities asked again there, on the items that decide."""
         name = f"{alpha:.4f}"
         if name not in self._known:
+            started = time.monotonic()
             self._known[name] = self._decided(alpha)
+            self._seconds[name] = time.monotonic() - started
             decisions = {alpha: decision.model_dump() for alpha, decision in self._known.items()}
+            kept = {"drift_limit": self._limit, "decisions": decisions, "seconds": self._seconds}
             with storage(f"write {self._file}"):
-                write_json(self._file, {"key": self._key, "drift_limit": self._limit, "decisions": decisions})
+                write_json(self._file, {"key": self._key, **kept})
+            self._note()
         decision = self._known[name]
         held = "within" if decision.passed else "over"
         kept = f"{shown(decision.kept)} of the base"
@@ -173,15 +180,25 @@ class Keeper(Looks):
         return settled
 
 
-def keep(job: Job, trained: Trained, deciding: Deciding, out: Path, display: Display) -> Choice:
-    """Take the trained model as far along its way as the budget allows, and say how that was found."""
+def keep(
+    job: Job,
+    trained: Trained,
+    deciding: Deciding,
+    out: Path,
+    display: Display,
+    note: Callable[[], None] = lambda: None,
+) -> Choice:
+    """Take the trained model as far along its way as the budget allows, and say how that was found.
+
+    `note` is called after every certificate.
+    """
     budget, progress = job.budget, trained.progress
     assert budget is not None
     started = time.monotonic()
     trained_by = f"{job.plan} {job.technique!r} {job.anchors!r} step {progress.best_step} {budget}"
     key = sha256_text(trained_by, deciding.key(job.base))
     go = way_back(job.base.decoder, job.technique, out / "checkpoints")
-    keeper = Keeper(job.base, go, deciding, budget, out / "decisions.json", key, display)
+    keeper = Keeper(job.base, go, deciding, budget, out / "decisions.json", key, display, note)
     settled, base_loss = keeper.settle(), deciding.base_loss
     plain = int(Examples(job.taught).sizes.sum() * trained.epochs)
     arm = Arm(
@@ -203,7 +220,7 @@ def keep(job: Job, trained: Trained, deciding: Deciding, out: Path, display: Dis
         dial=settled.shipped,
         why=reason(settled, base_loss, budget),
         price=price(settled, base_loss, budget),
-        seconds=progress.train_seconds + time.monotonic() - started,
+        seconds=progress.train_seconds + keeper.before + time.monotonic() - started,
         tokens=progress.tokens,
         plain_seconds=progress.train_seconds - progress.held_seconds,
         plain_tokens=plain,

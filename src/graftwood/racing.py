@@ -27,20 +27,43 @@ from graftwood.keeping import Deciding, Looks, keep
 from graftwood.model.quantised import quantise
 from graftwood.progress import Display
 from graftwood.runtime import place
-from graftwood.train.loop import NonFiniteLossError, Progress, way_back
+from graftwood.train.loop import Evaluated, NonFiniteLossError, Progress, way_back
 from graftwood.training import ARMS, RACE, Trained, drive
 from graftwood.tuning import Lesson, begin, measure_base, report, trainer_of
 
+SECONDS = "seconds.json"  # what the race has taken, beside where its recipes stand
 DECAY = 0.5  # level, then falling over this share of the steps: any prefix of it is a run that can go on
+
+
+class Watch:
+    """The seconds that a race has taken, those before a stop with them; it runs from when it is made."""
+
+    def __init__(self, file: Path, resume: bool) -> None:
+        self._file, self._since = file, time.monotonic()
+        found = resume and file.exists()
+        self._before = float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) if found else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """All of them until now."""
+        return self._before + time.monotonic() - self._since
+
+    def note(self) -> None:
+        """Write them down: a race that is killed goes on from there."""
+        with storage(f"write {self._file}"):
+            write_json(self._file, {"seconds": self.seconds})
 
 
 class Runner:
     """One recipe in the race: trained rung by rung in a folder of its own, its standings kept there."""
 
-    def __init__(self, job: Job, config: RunConfig, deciding: Deciding, out: Path, display: Display) -> None:
+    def __init__(
+        self, job: Job, config: RunConfig, deciding: Deciding, out: Path, display: Display, watch: Watch
+    ) -> None:
         self.technique, plan, self.reasons, self.anchors = choose(config)
         self.plan = replace(plan, decay_share=DECAY, shares=job.plan.shares)
         self._job, self._config, self._deciding, self._display = job, config, deciding, display
+        self._watch = watch
         self.folder = out / ARMS / self.name.replace(" ", "")
         self.tally = _tally(Progress())
 
@@ -80,13 +103,17 @@ class Runner:
         self.folder.mkdir(parents=True, exist_ok=True)
         until = None if share == 1 else max(1, round(share * trainer.order.steps))
         try:  # what lies in the folder is of this race: another's was refused
-            curve = drive(trainer, self.folder, self._display, resume=True, until=until)
+            curve = drive(trainer, self.folder, self._display, resume=True, remark=self._noted, until=until)
         finally:
             self.tally = _tally(trainer.progress)
         if trainer.stop and until is not None:
             self._display.say("the race ends here, before it was won; go on with --resume")
             raise KeyboardInterrupt
         return job, Trained.by(trainer, curve)
+
+    def _noted(self, event: Evaluated) -> dict[str, Any]:
+        self._watch.note()  # a checkpoint is due
+        return {}
 
     def stand(self, share: float, drift_limit: float) -> Standing | None:
         """Train on until this share of the steps and say where it stands; what was found before is read."""
@@ -98,6 +125,7 @@ class Runner:
             known[name] = {"standing": found and asdict(found), "trained": self.tally}
             with storage(f"write {file}"):
                 write_json(file, known)
+            self._watch.note()
         told = known[name]["standing"]
         self.tally = known[name]["trained"]
         return told and Standing(Look(**told["end"]), Look(**told["within"]), told["gain"])
@@ -123,20 +151,25 @@ def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
     started = time.monotonic()
     known = measure_base(job, out, display)
     measured = time.monotonic() - started
+    watch = Watch(out / ARMS / SECONDS, resume)
     deciding = known.deciding
     assert deciding is not None, "a race is for a budget"
     runners = []
     for config in entrants(job.config):
-        runner = Runner(job, config, deciding, out, display)
+        runner = Runner(job, config, deciding, out, display, watch)
         if problems := unsuited(config, runner.technique, runner.anchors, job.base.decoder):
             display.say(f"{runner.name} does not race: {'; '.join(problems)}")
         else:
             runners.append(runner)
     limit = limit_of(job, runners, deciding, out, resume)
-    winner, ways = race(runners, limit, say=display.say)
-    (best,) = [runner for runner in runners if runner.name == winner]
-    ran, trained = best.train()
-    choice = with_field(keep(ran, trained, deciding, best.folder, display), runners, ways, trained)
+    try:
+        winner, ways = race(runners, limit, say=display.say)
+        (best,) = [runner for runner in runners if runner.name == winner]
+        ran, trained = best.train()
+        kept = keep(ran, trained, deciding, best.folder, display, watch.note)
+    finally:
+        watch.note()
+    choice = with_field(kept, runners, ways, watch.seconds)
     for name in ("metrics.jsonl", "curve.svg", "curve.png", "decisions.json"):
         if (best.folder / name).exists():
             atomic_write(out / name, (best.folder / name).read_bytes())
@@ -169,8 +202,8 @@ def limit_of(job: Job, runners: Sequence[Runner], deciding: Deciding, out: Path,
     return limit_then
 
 
-def with_field(choice: Choice, runners: Sequence[Runner], ways: Sequence[Raced], trained: Trained) -> Choice:
-    """The choice with everyone who raced, and what all of them cost."""
+def with_field(choice: Choice, runners: Sequence[Runner], ways: Sequence[Raced], seconds: float) -> Choice:
+    """The choice with everyone who raced, the tokens that all of them read, and the seconds that all of it took."""
     (won,) = choice.arms
     arms = []
     for runner, way in zip(runners, ways, strict=True):
@@ -187,7 +220,7 @@ def with_field(choice: Choice, runners: Sequence[Runner], ways: Sequence[Raced],
             "arms": tuple(arms),
             "shipped": None if choice.shipped is None else name,
             "why": f"{name} won a race of {len(ways)}; {choice.why}",
-            "seconds": choice.seconds + sum(float(one["seconds"]) for one in others),
+            "seconds": seconds,
             "tokens": choice.tokens + sum(int(one["tokens"]) for one in others),
         }
     )

@@ -208,7 +208,8 @@ class Choice(Record):
     """How the budget was kept: every arm and place that was tried, what is shipped, and what the choice cost.
 
     `shipped` names an arm and `dial` its place; both are None where nothing gained within the budget. `price` then
-    says what a smaller budget would buy. `plain_seconds` is what training alone would have taken without anchors.
+    says what a smaller budget would buy. `seconds` are those of the steps, the looks and the certificates, in a race of
+    all that it did; `plain_seconds` is what training alone would have taken without anchors.
     """
 
     budget: float
