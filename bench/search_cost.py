@@ -18,6 +18,7 @@ from graftwood.base import open_base
 from graftwood.evals.card import Card
 from graftwood.evals.report import read_report
 from graftwood.runtime import place
+from graftwood.training import holds_run
 
 WORK = ROOT / "runs" / "search"
 TASK, EPOCHS = "messages", 3
@@ -30,7 +31,7 @@ def tuned(name: str, base: Path, threads: int, *flags: str) -> Card:
     """
     out = WORK / name
     words = ["tune", "--model", str(base), "--data", str(WORK / "data"), "--out", str(out), "--epochs", str(EPOCHS)]
-    words += ["--device", "cpu", "--dtype", "float32", *flags, *(["--resume"] if out.exists() else [])]
+    words += ["--device", "cpu", "--dtype", "float32", *flags, *(["--resume"] if holds_run(out) else [])]
     if not (out / "report.json").exists():
         program = [sys.executable, "-c", "from graftwood.__main__ import main; main()"]
         own = {"OMP_NUM_THREADS": str(threads), "GRAFTWOOD_HOME": str(WORK / "cache")}

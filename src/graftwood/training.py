@@ -69,6 +69,12 @@ class Trained:
         return Trained(progress, self.parameters, max(self.epochs, after.epochs), (*self.curve, *moved))
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a run has begun to train in this folder, so that there is something to resume."""
+    traces = ("metrics.jsonl", SEQUENCE, f"{ARMS}/{RACE}")
+    return any((folder / name).exists() for name in traces) or bool(step_folders(folder / "checkpoints"))
+
+
 def run_folder(out: str | None, sources: Sequence[str], resume: bool) -> Path:
     """Where a run goes.
 
@@ -76,8 +82,7 @@ def run_folder(out: str | None, sources: Sequence[str], resume: bool) -> Path:
     """
     name = "+".join(Path(weighted(source)[0]).name.removesuffix(".jsonl") for source in sources)
     folder = Path(out) if out else Path("runs") / name[:100]
-    traces = ("metrics.jsonl", SEQUENCE, f"{ARMS}/{RACE}")
-    used = any((folder / name).exists() for name in traces) or bool(step_folders(folder / "checkpoints"))
+    used = holds_run(folder)
     if used and not resume:
         raise ConfigError(f"{folder} already holds a run; go on with --resume, or give another folder with --out")
     there = [name for name in _WRITTEN if (folder / name).is_file() or any((folder / name).glob("*"))]

@@ -21,6 +21,7 @@ flops = importlib.import_module("bench.flops")
 workload = importlib.import_module("bench.workload")
 tune_speed = importlib.import_module("bench.tune_speed")
 decode_speed = importlib.import_module("bench.decode_speed")
+search_cost = importlib.import_module("bench.search_cost")
 
 FIGURE = common.Figure("speed", 2.34567, "times as fast", "training", "20 tokens/s", "9 tokens/s with a peer")
 
@@ -148,3 +149,20 @@ def test_common_beginning_of_answers() -> None:
     one, other = FakeSide(ids=[[1, 2, 3, 4], [5]]), FakeSide(ids=[[1, 2, 9, 4], [6]])
     assert decode_speed.same_start(one, other) == [2, 0]
     assert decode_speed.same_start(one, one) == [4, 1]
+
+
+def test_a_run_goes_on_where_it_had_begun_to_train(tiny_hf_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(search_cost, "WORK", tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("train", "valid"):
+        rows = "".join(json.dumps({"prompt": f"say {n}", "completion": f" {n}"}) + "\n" for n in range(8))
+        (tmp_path / "data" / f"{name}.jsonl").write_text(rows, encoding="utf-8")
+    (tmp_path / "words.jsonl").write_text('{"context": "the user", "word": "said"}\n', encoding="utf-8")
+    flags = ("--technique", "bitfit", "--keep", "none", "--skills", str(tmp_path / "words.jsonl"))
+    out = tmp_path / "full"
+    out.mkdir()
+    (out / "run.toml").touch()  # as a run leaves it that was stopped while its base was measured
+    done = search_cost.tuned("full", tiny_hf_folder, 1, *flags)
+    (out / "report.json").unlink()
+    again = search_cost.tuned("full", tiny_hf_folder, 1, *flags)
+    assert again.cost.train_seconds == done.cost.train_seconds, "it went on where nothing was left to train"
