@@ -15,6 +15,7 @@ import torch
 
 import graftwood as gw
 import graftwood.racing as racing_module
+from command import Graft
 from conftest import CPU
 from graftwood.base import open_base
 from graftwood.choose.budget import Budget, read_budget
@@ -22,7 +23,7 @@ from graftwood.choose.dial import Look, Settled
 from graftwood.choose.items import halves
 from graftwood.choose.recipe import RACING
 from graftwood.choose.relation import SHELF
-from graftwood.cli import app, guarded
+from graftwood.cli import NOTHING_SHIPPED, app, guarded
 from graftwood.config import RunConfig
 from graftwood.data.batch import Examples
 from graftwood.draft import IN_MEMORY, draft
@@ -410,6 +411,72 @@ def test_ctrl_c_ends_a_race_in_which_nobody_was_ranked_for_it(
     choice = gw.tune(str(folder), ROWS, resume=True, **racing).report.choice
     assert choice is not None
     assert number + steps[0] == sum(arm.steps for arm in choice.arms), "no step was lost, and none made twice"
+
+
+def interrupt(*given: object) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def command(folder: Path, skills: Path, tmp_path: Path) -> list[str]:
+    """A run under a budget as it is given on the command line."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    words = ["tune", "--data", tmp_path / "rows.jsonl", "--model", folder, "--out", tmp_path / "run", "--keep", "60%"]
+    words += ["--skills", skills, "--lr", "0.01", "--epochs", "6", "--batch", "2", "--held-out", "0.3"]
+    return [str(word) for word in [*words, "--evaluations", "2"]]
+
+
+def test_ctrl_c_before_anything_gained_is_no_result(
+    command: list[str], graft: Graft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        at_step(1, interrupt, patched)
+        said = graft(*command)
+    assert said.code == 130
+    assert "nothing is shipped yet: nowhere on the way is the validation loss below the base's own" in said.err
+    assert said.err.endswith(f"stopped early; go on with: graft tune {out}/run.toml --resume\n")
+    with pytest.raises(ModelError, match=r"has no result yet; finish it with graft tune .* --resume"):
+        gw.load(out)
+    assert graft("tune", out / "run.toml", "--resume").code in (0, NOTHING_SHIPPED)
+
+
+@pytest.mark.parametrize(
+    ("where", "line"),
+    [
+        ("keeping.Keeper._decided", "stopped; go on with: graft tune {out}/run.toml --resume"),
+        ("keeping.Looks.look", "stopped; go on with: graft tune {out}/run.toml --resume"),
+        (
+            "tuning._base_sheet",
+            "stopped before the first step; give it again, what the base was asked to the end is kept",
+        ),
+    ],
+)
+def test_ctrl_c_outside_training_says_how_to_go_on(
+    where: str, line: str, command: list[str], graft: Graft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(f"graftwood.{where}", interrupt)
+        said = graft(*command)
+    assert said.code == 130
+    assert said.err.endswith(f"{line.format(out=out)}\ngraft: stopped\n")
+    again = ("tune", out / "run.toml", "--resume") if "--resume" in line else command
+    assert graft(*again).code in (0, NOTHING_SHIPPED)
+
+
+def test_what_a_run_saved_when_it_was_stopped_is_not_its_result(
+    folder: Path, skills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = QUICK | {"out": str(tmp_path / "run"), "skills": str(skills), "keep": "60%", "lr": 0.01}
+    with monkeypatch.context() as patched:
+        at_step(12, interrupt, patched)
+        gw.tune(str(folder), ROWS, **options)
+    assert (tmp_path / "run" / "adapter").is_dir(), "there was a gain already"
+    monkeypatch.setattr("graftwood.keeping.settle", lambda way, *given, **more: Settled((way.look(1.0),), {}, None))
+    assert gw.tune(str(folder), ROWS, resume=True, **options).model.technique is None
+    with pytest.raises(ModelError, match="shipped nothing"):
+        gw.load(tmp_path / "run")
 
 
 @pytest.mark.parametrize("epochs", [6, 12])  # a step before it is ranked, and several

@@ -24,16 +24,14 @@ from graftwood.model.decoder import Decoder
 from graftwood.progress import Display
 from graftwood.train.hold import Hold
 from graftwood.train.loop import START
-from graftwood.training import EACH, SEQUENCE, Trained
+from graftwood.training import EACH, SEQUENCE, STOPPED, Trained
 from graftwood.tuning import Lesson, execute, teach_lesson
-
-_STOPPED = "stopped by you"
 
 
 def execute_each(job: Job, out: Path, display: Display, resume: bool) -> Card:
     """The mixture, then an adapter a task from the same start, in `each/<task>`; the mixture's stays on the base."""
     card = execute(job, out, display, resume)
-    if card.chosen.stopped == _STOPPED:
+    if card.chosen.stopped == STOPPED:
         return card
     base, decoder = job.base, job.base.decoder
     heldout = paper_of(job).heldout
@@ -52,7 +50,7 @@ def execute_each(job: Job, out: Path, display: Display, resume: bool) -> Card:
         trained = _teach(job, task, holds_of(job, display), gauge, folder, display, resume)
         decoder.requires_grad_(False)
         if trained.progress.ended is None:
-            card = card.model_copy(update={"chosen": card.chosen.model_copy(update={"stopped": _STOPPED})})
+            card = card.model_copy(update={"chosen": card.chosen.model_copy(update={"stopped": STOPPED})})
             break
         save_adapter(base, job.technique, folder / "adapter")
         alone[task] = f"{task} alone"

@@ -67,6 +67,7 @@ def _tune(**given: Any) -> None:
     from graftwood.config import resolve
     from graftwood.progress import Display
     from graftwood.run import dry_run, run
+    from graftwood.training import STOPPED
 
     file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
     check_dry(dry, resume)
@@ -88,13 +89,16 @@ def _tune(**given: Any) -> None:
         print_json(done.report.model_dump())
     else:
         show_card(done.folder, done.report)
-    choice = done.report.choice
-    if choice is not None and choice.dial is None:
-        display.say(f"nothing is shipped: {choice.why}" + (f"; {choice.price}" if choice.price else ""))
-        raise typer.Exit(NOTHING_SHIPPED)
-    if done.report.chosen.stopped == "stopped by you":
+    choice, stopped = done.report.choice, done.report.chosen.stopped == STOPPED
+    nothing = choice if choice is not None and choice.dial is None else None
+    if nothing is not None:
+        yet = " yet" if stopped else ""
+        display.say(f"nothing is shipped{yet}: {nothing.why}" + (f"; {nothing.price}" if nothing.price else ""))
+    if stopped:
         display.say(f"stopped early; go on with: graft tune {done.folder}/run.toml --resume")
         raise typer.Exit(130)
+    if nothing is not None:
+        raise typer.Exit(NOTHING_SHIPPED)
 
 
 def _register_tune() -> None:

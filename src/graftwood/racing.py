@@ -107,7 +107,7 @@ class Runner:
         finally:
             self.tally = _tally(trainer.progress)
         if trainer.stop and until is not None:
-            self._display.say("the race ends here, before it was won; go on with --resume")
+            self._display.say("the race ends here, before it was won")
             raise KeyboardInterrupt
         return job, Trained.by(trainer, curve)
 

@@ -18,6 +18,7 @@ from graftwood.data.rows import Turn
 from graftwood.draft import IN_MEMORY, draft
 from graftwood.errors import ConfigError, ModelError
 from graftwood.evals.card import Card
+from graftwood.evals.report import read_report
 from graftwood.files import check_new, expanded
 from graftwood.generate.engine import Completion, Engine
 from graftwood.generate.sampling import Sampling
@@ -32,7 +33,7 @@ from graftwood.racing import execute_race
 from graftwood.runtime import place
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast
-from graftwood.training import run_folder
+from graftwood.training import STOPPED, holds_run, run_folder
 from graftwood.tuning import execute
 
 # What runs are called for by options, besides one model on all rows.
@@ -198,7 +199,7 @@ def run(
     drafted, given = draft(config, rows, _outline(config, model)), model
     model = model or load(config.model, device=config.device, dtype=config.dtype)
     quantise(model.base.decoder, config.base_precision)
-    with _kept(given):
+    with _kept(given), _resumable(config, out, display):
         job = prepare(drafted, model.base, display)
         preview(job, display)
         work = next((kind for asked, kind in _KINDS.items() if getattr(config, asked)), execute)
@@ -227,6 +228,21 @@ def _kept(model: Model | None) -> Iterator[None]:
         if model is not None and back is not None:
             back()
             model.changed()
+        raise
+
+
+@contextmanager
+def _resumable(config: RunConfig, out: Path, display: Display) -> Iterator[None]:
+    """Where Ctrl-C ends a run at once it is said how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not holds_run(out):
+            display.say("stopped before the first step; give it again, what the base was asked to the end is kept")
+        elif config.data == IN_MEMORY:
+            display.say("stopped; go on with resume=True")
+        else:
+            display.say(f"stopped; go on with: graft tune {out}/run.toml --resume")
         raise
 
 
@@ -301,7 +317,7 @@ def run_parts(model: str) -> tuple[str, Path | None]:
         return str(folder / "model"), None
     if (folder / "adapter").is_dir():
         return recorded_model(folder), folder / "adapter"
-    if (folder / "report.json").is_file():
+    if (folder / "report.json").is_file() and read_report(folder).chosen.stopped != STOPPED:
         raise ModelError(f"{folder} shipped nothing: no gain within its budget; see graft explain {folder}")
     raise ModelError(f"{folder} is a run that has no result yet; finish it with graft tune {folder}/run.toml --resume")
 

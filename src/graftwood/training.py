@@ -27,6 +27,7 @@ from graftwood.progress import Display
 from graftwood.runtime import give_back_memory, machine, peak_memory_bytes
 from graftwood.train.loop import Evaluated, Progress, Stepped, Trainer
 
+STOPPED = "stopped by you"  # what a report says of a run that Ctrl-C ended
 SEQUENCE = "sequence"  # the folder of tasks that were learned one after another
 ARMS, RACE = "arms", "race.json"  # the folder of recipes that race, and the file in it that says for what
 EACH = "each"  # the folder of tasks that each have an adapter

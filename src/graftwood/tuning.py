@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +34,7 @@ from graftwood.model.expected import Expected
 from graftwood.progress import Display
 from graftwood.train.hold import Hold
 from graftwood.train.loop import Plan, Trainer, way_back
-from graftwood.training import Trained, check_same, cost, drive
+from graftwood.training import STOPPED, Trained, check_same, cost, drive
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def report(
 ) -> Card:
     """Save what was trained, measure it as the base was measured, and write the card.
 
-    `measured` are the seconds that went into the base. Where nothing is shipped nothing is saved, and the decoder is
-    its base again.
+    `measured` are the seconds that went into the base. Where nothing is shipped nothing is saved, what the run saved
+    when it was stopped before is deleted, and the decoder is its base again.
     """
     started = time.monotonic()
     base, paper = job.base, paper_of(job)
@@ -88,6 +89,8 @@ def report(
         _save(job, out)
         ask = partial(skills.score_again, before=known.before.scores)
         after = judge.sit(base, engine, paper, ask, lambda what: display.say(f"tuned model: {what}"))
+    else:
+        _unsave(out)
     card = Card(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=base.name,
@@ -213,6 +216,14 @@ def _save(job: Job, out: Path) -> None:
         save_adapter(job.base, job.technique, out / "adapter")
 
 
+def _unsave(out: Path) -> None:
+    """Delete what this run saved when it was stopped before: it must not pass for the result."""
+    for name in ("model", "adapter"):
+        if (out / name).exists():
+            with storage(f"delete {out / name}"):
+                shutil.rmtree(out / name)
+
+
 def _chosen(job: Job, trained: Trained, choice: Choice | None) -> Chosen:
     settings, reasons, title = settings_of(job), job.reasons, job.technique.title
     if choice is not None:
@@ -224,7 +235,7 @@ def _chosen(job: Job, trained: Trained, choice: Choice | None) -> Chosen:
         reasons={key: why for key, why in reasons.items() if key in settings},
         trained_parameters=trained.parameters,
         total_parameters=count_parameters(job.base.decoder.parameters()),
-        stopped=trained.progress.ended or "stopped by you",
+        stopped=trained.progress.ended or STOPPED,
         best_step=trained.progress.best_step,
         steps=trained.progress.step,
         epochs=trained.epochs,
