@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from graftwood.evals.given import find_tasks
 from graftwood.evals.report import read_report
 from graftwood.evals.skills import work
 from graftwood.evals.tiers import sized
-from graftwood.keeping import Deciding, price
+from graftwood.keeping import Deciding, price, reason
 from graftwood.model.expected import Expected
 from graftwood.train.loop import Stepped, Trainer
 from tiny import WORDS, decoder, encoded, model_folder, picked
@@ -85,7 +87,7 @@ def test_an_impossible_budget_ships_nothing_and_names_its_price(
 ) -> None:
     rows, out = tmp_path / "rows.jsonl", tmp_path / "run"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    words = ["tune", "--data", rows, "--model", folder, "--out", out, "--skills", skills, "--keep", "100%"]
+    words = ["tune", "--data", rows, "--model", folder, "--out", out, "--skills", skills, "--keep", "99%"]
     words += ["--lr", "0.3", "--epochs", "4", "--batch", "2", "--held-out", "0.3", "--technique", "full"]
     code = guarded(lambda: app([str(word) for word in words], standalone_mode=False))
     said = capsys.readouterr()
@@ -100,8 +102,9 @@ def test_an_impossible_budget_ships_nothing_and_names_its_price(
             gw.load(out)
     assert guarded(lambda: app(["explain", str(out)], standalone_mode=False)) == 0
     told = capsys.readouterr().out
-    assert "budget 100%" in told
+    assert "budget 99%" in told
     assert "over" in told
+    assert "the budget is 99.0%" in told
 
 
 @pytest.mark.parametrize(
@@ -204,6 +207,49 @@ def test_a_budget_that_cannot_be_kept_is_refused(
     folder = model_folder(tmp_path / "tiny", tokenizer_files, decoder(max_positions=512))
     with pytest.raises(GraftError, match=words):
         gw.tune(str(folder), ROWS, out=str(tmp_path / "run"), **QUICK | options)
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        ("60%", None),
+        ("95%", "20 items cannot show that, it takes {needed} at least, were nothing lost"),
+        ("100%", "no number of items can show that"),
+    ],
+)
+def test_what_the_items_at_hand_cannot_show_is_refused_before_training(
+    keep: str, said: str | None, folder: Path, tmp_path: Path, graft: Graft
+) -> None:
+    """Requests that this base follows: right or wrong, so that a small loss takes many to show."""
+    asked = [" ".join(pair) for pair in permutations(WORDS, 2)][:40]
+    answers = gw.load(folder).complete(asked, chat=True, max_tokens=8)
+    checks = [[{"kind": "matches", "pattern": f"^{re.escape(answer.text.strip())}"}] for answer in answers]
+    requests = ({"prompt": one, "checks": check} for one, check in zip(asked, checks, strict=True))
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in requests), encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    words = ["tune", "--data", tmp_path / "rows.jsonl", "--model", folder, "--out", tmp_path / "run", "--keep", keep]
+    done = graft(*words, "--skills", tmp_path / "asked.jsonl", "--held-out", "0.3", "--epochs", "1")
+    if said is None:
+        assert "to keep 60% of the base takes " in done.err
+        assert done.code in (0, NOTHING_SHIPPED)
+        return
+    assert done.code == 2
+    assert said.partition("{")[0] in done.err.splitlines()[-1]
+    assert "give a smaller share, more questions with --skills or --tier, or --keep none" in done.err.splitlines()[-1]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_where_nothing_is_shipped_it_is_said_what_failed() -> None:
+    def failed(low: float, why: str) -> Decision:
+        kept = Estimate(value=0.9, low=low, high=1.1)
+        return Decision(kept=kept, worst="piqa", worst_kept=kept, passed=False, why=(why,))
+
+    decisions = {1.0: failed(0.5, "far"), 0.5: failed(0.9, "kept 90.0%, the budget is 95.0%")}
+    settled = Settled((Look(1.0, 1.0, 0.01), Look(0.5, 1.5, 0.002)), decisions, None)
+    assert reason(settled, 2.0, Budget(0.95)) == (
+        "no place with a gain was certified to keep 95% of the base: dial 0.5, the nearest to it, kept 90.0%, the "
+        "budget is 95.0%"
+    )
 
 
 @pytest.mark.parametrize(

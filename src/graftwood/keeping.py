@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from graftwood.choose.relation import learn, read_relation
 from graftwood.data.batch import Examples, Packed, packs
 from graftwood.data.encode import Example
 from graftwood.data.mixture import round_robin
+from graftwood.errors import ConfigError
 from graftwood.evals import asking, skills
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Arm, Candidate, Choice, Decision, Estimate
-from graftwood.evals.decision import decide, is_open, together
+from graftwood.evals.decision import decide, is_open, items_needed, together, too_few
 from graftwood.evals.retention import compare
 from graftwood.evals.task import Task
 from graftwood.files import sha256_text, storage, write_json
@@ -75,6 +77,27 @@ class Deciding:
         """Hex SHA-256 over the base and all that decides about what became of it."""
         rows = [(packed.ids.tolist(), packed.documents, packed.predict.tolist()) for packed in self.rows]
         return sha256_text(self.asked(base), repr(rows))
+
+
+def check_items(base: Base, deciding: Deciding, budget: Budget, display: Display) -> None:
+    """Say how many items the budget takes.
+
+    Raises: ConfigError where those at hand, the reserve among them, cannot show it even of a model that lost nothing.
+    """
+    scores, reserve = [own for own in deciding.scores if skills.counts(own)], deciding.reserve
+    short = too_few(scores, budget.kept, budget.worst)
+    if short is not None and reserve is not None:
+        engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
+        (more,) = skills.base_scores(base, engine, lambda what: display.say(f"base, in reserve: {what}"), [reserve])
+        short = too_few(together(scores, more), budget.kept, budget.worst)
+    if short is not None:
+        raise ConfigError(f"{short}; give a smaller share, more questions with --skills or --tier, or --keep none")
+    needed, items = items_needed(scores, budget.kept), sum(len(own.right) for own in scores)
+    held = "" if reserve is None else f", {len(reserve.items())} more where they leave it open"
+    display.say(
+        f"to keep {percent(budget.kept)} of the base takes {needed} items at least, were nothing lost: "
+        f"{items} decide{held}"
+    )
 
 
 class Looks:
@@ -244,7 +267,11 @@ def reason(settled: Settled, base_loss: float, budget: Budget) -> str:
     if settled.shipped is None:
         if best.loss >= base_loss:
             return "nowhere on the way is the validation loss below the base's own"
-        return f"no place with a gain was certified to keep {budget} of the base"
+        failed = {alpha: found for alpha, found in settled.decisions.items() if not found.passed}
+        lows = {alpha: found.kept.low for alpha, found in failed.items()}
+        near = max(lows, key=lambda alpha: -math.inf if (low := lows[alpha]) is None else low, default=None)
+        why = "" if near is None else f": dial {near:g}, the nearest to it, {'; '.join(failed[near].why)}"
+        return f"no place with a gain was certified to keep {budget} of the base{why}"
     share = (base_loss - looks[settled.shipped].loss) / (base_loss - best.loss)
     gain = f"{percent(round(share, 3))} of the best gain"
     if any(not decision.passed for decision in settled.decisions.values()):

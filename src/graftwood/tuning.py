@@ -28,7 +28,7 @@ from graftwood.evals.task import Task
 from graftwood.files import sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.job import Job, holds_of, paper_of, rows_of, settings_of
-from graftwood.keeping import WINDOWS, Deciding, keep
+from graftwood.keeping import WINDOWS, Deciding, check_items, keep
 from graftwood.model.decoder import count_parameters
 from graftwood.model.expected import Expected
 from graftwood.progress import Display
@@ -125,7 +125,7 @@ class Known:
 def measure_base(job: Job, out: Path, display: Display) -> Known:
     """Put the paper to the base; under a budget half of the items report and the others decide.
 
-    Raises: ConfigError where a budget is given and the base has no ability above chance.
+    Raises: ConfigError where a budget is given and the base has no ability above chance, or too few items to show it.
     """
     base = job.base
     with base.decoder.without_deltas():
@@ -150,7 +150,9 @@ def measure_base(job: Job, out: Path, display: Display) -> Known:
             )
         decides, reports = probe.split(WINDOWS)
         reserve = fitting(base, reserve_of(decide), job.technique.room(base.decoder)).tasks
-        return Known(before, reports, Deciding.by(base, job.valid, scores, decides, reserve))
+        deciding = Deciding.by(base, job.valid, scores, decides, reserve)
+        check_items(base, deciding, job.budget, display)
+        return Known(before, reports, deciding)
 
 
 def _base_sheet(job: Job, engine: Engine, tasks: Sequence[Task], out: Path, display: Display) -> judge.Sheet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from graftwood.evals.asking import Scores
-from graftwood.evals.decision import decide, is_open, items_needed, together
+from graftwood.evals.decision import decide, is_open, items_needed, together, too_few
 from graftwood.evals.shares import NOTHING
 from graftwood.evals.skills import counts
 from graftwood.evals.task import Item, Task
@@ -123,3 +123,32 @@ def test_a_task_of_nothing_does_not_count() -> None:
     assert not counts(scores("a", 0, 0))
     assert not counts(scores("a", 1, 1)), "one item has no bounds"
     assert counts(scores("a", 5, 5))
+
+
+def test_what_cannot_be_shown_of_a_model_that_lost_nothing_is_known_before() -> None:
+    before, same = pair(("a", 30, 40, 0))
+    needed = items_needed(before, 0.95)
+    said = too_few(before, 0.95)
+    assert said is not None
+    start, _, rest = said.partition("; ")
+    assert start == "95% of the base must be kept"
+    assert rest.startswith(f"40 items cannot show that, it takes {needed} at least, were nothing lost; ")
+    most = int(rest.split("; ")[1].partition("%")[0])
+    moved = [said_otherwise(same[0])]
+    assert decide(before, moved, most / 100).passed
+    assert not decide(before, moved, most / 100 + 0.01).passed
+    assert too_few(before, most / 100) is None
+    assert (
+        too_few(before, 1.0)
+        == f"100% of the base must be kept; no number of items can show that; {rest.split('; ')[1]}"
+    )
+    assert too_few(together(before, scores("a", 300, 400)), 0.95) is None
+
+
+def test_the_worst_ability_needs_items_of_its_own() -> None:
+    before, _ = pair(("many", 300, 400, 0), ("few", 30, 40, 0))
+    assert too_few(before, 0.8) is None
+    said = too_few(before, 0.8, worst=0.95)
+    assert said is not None
+    assert said.startswith("95% of few must be kept; 40 items cannot show that, it takes ")
+    assert too_few([scores("a", 26, 100, chance=0.25), before[0]], 0.9, worst=0.9) is None, "what is at chance is aside"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from graftwood.evals import shares, words
@@ -59,6 +60,23 @@ def together(scores: Sequence[Scores], more: Scores) -> list[Scores]:
             own = Scores(task, own.right + more.right, own.soft + more.soft, own.said + more.said)
         found.append(own)
     return found
+
+
+def too_few(before: Sequence[Scores], kept: float, worst: float | None = None) -> str | None:
+    """What these items cannot show even of a model that lost nothing, with what they can; None where they can show all.
+
+    Left aside are one that gained, and one whose answers are its base's to the letter, which takes no items to show.
+    """
+    used = [scores for scores in before if counts(scores)]
+    parts = [("the base", used, kept)]
+    parts += [] if worst is None else [(own.task.name, [own], worst) for own in used]
+    for whose, some, least in parts:
+        items, needed = sum(len(own.right) for own in some), _needed(some, least)
+        most = shares.most_shown([share(own, own) for own in some]) or 0.0
+        if most < least and (needed is None or needed > items):
+            at_most = f"; {math.floor(100 * most)}% is the most they can show" if most >= 0.01 else ""
+            return f"{100 * least:.4g}% of {whose} must be kept{_hint(items, needed)}{at_most}"
+    return None
 
 
 def items_needed(before: Sequence[Scores], kept: float) -> int | None:

@@ -17,7 +17,7 @@ def explain(choice: Choice, console: Console) -> None:
     if choice.price is not None:
         parts.append(Text(choice.price))
     parts += [
-        Group(Text(f"\n{arm.name}: {arm.fate}", "bold"), Text(_taken(arm), "dim"), _places(arm, choice))
+        Group(Text(f"\n{arm.name}: {arm.fate}", "bold"), Text(_taken(arm), "dim"), _places(arm, choice), *_failed(arm))
         for arm in choice.arms
     ]
     parts.append(Text(f"\n{words.choice_cost(choice)}"))
@@ -36,6 +36,12 @@ def _places(arm: Arm, choice: Choice) -> Table:
     for one in arm.candidates:
         table.add_row(*map(Text, _cells(one, arm, choice)))
     return table
+
+
+def _failed(arm: Arm) -> list[Text]:
+    """Why the places that were over the budget were."""
+    decided = [(one.dial, one.decision) for one in arm.candidates if one.decision is not None]
+    return [Text(f"dial {dial:g}: {'; '.join(told.why)}") for dial, told in decided if not told.passed and told.why]
 
 
 def _cells(one: Candidate, arm: Arm, choice: Choice) -> tuple[str, ...]:

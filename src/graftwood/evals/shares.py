@@ -97,6 +97,11 @@ def _low_of_had(shares: Sequence[Share]) -> float:
     return (sum(min(share.value, 1.0) for share in shares) - math.sqrt(short)) / len(shares)
 
 
+def most_shown(shares: Sequence[Share]) -> float | None:
+    """The largest budget that these items could show: the lower bound where nothing at all is lost. None: not any."""
+    return kept(_untouched(shares)).low
+
+
 def items_needed(shares: Sequence[Share], budget: float) -> int | None:
     """Items, spread over these abilities as now, from which on a budget could hold: where nothing at all is lost.
 
@@ -104,13 +109,16 @@ def items_needed(shares: Sequence[Share], budget: float) -> int | None:
     """
     if budget >= 1 or not shares:
         return None
-    untouched = [
+    # Variances fall as items grow.
+    growth = _reach(_untouched(shares), [budget] * len(shares)) / (1 - budget) ** 2
+    return math.ceil(growth * sum(share.items for share in shares))
+
+
+def _untouched(shares: Sequence[Share]) -> list[Share]:
+    return [
         replace(share, left=share.had, variance_left=share.variance_had, covariance=share.variance_had)
         for share in shares
     ]
-    # Variances fall as items grow.
-    growth = _reach(untouched, [budget] * len(shares)) / (1 - budget) ** 2
-    return math.ceil(growth * sum(share.items for share in shares))
 
 
 def _reach(shares: Sequence[Share], values: Sequence[float]) -> float:
