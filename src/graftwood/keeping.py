@@ -162,9 +162,9 @@ class Keeper(Looks):
             self._known[name] = self._decided(alpha)
             self._seconds[name] = time.monotonic() - started
             decisions = {alpha: decision.model_dump() for alpha, decision in self._known.items()}
-            kept = {"drift_limit": self._limit, "decisions": decisions, "seconds": self._seconds}
+            certified = {"drift_limit": self._limit, "decisions": decisions, "seconds": self._seconds}
             with storage(f"write {self._file}"):
-                write_json(self._file, {"key": self._key, **kept})
+                write_json(self._file, {"key": self._key, **certified})
             self._note()
         decision = self._known[name]
         held = "within" if decision.passed else "over"
