@@ -38,7 +38,7 @@ from graftwood.evals.skills import work
 from graftwood.evals.tiers import sized
 from graftwood.keeping import Deciding, price, reason
 from graftwood.model.expected import Expected
-from graftwood.train.loop import Stepped, Trainer
+from graftwood.train.loop import Evaluated, Stepped, Trainer
 from tiny import WORDS, decoder, encoded, model_folder, picked
 
 ROWS = [{"prompt": f"say {word} now:", "completion": f" {word} {word}"} for word in WORDS]
@@ -457,6 +457,28 @@ def test_ctrl_c_ends_a_race_in_which_nobody_was_ranked_for_it(
     choice = gw.tune(str(folder), ROWS, resume=True, **racing).report.choice
     assert choice is not None
     assert number + steps[0] == sum(arm.steps for arm in choice.arms), "no step was lost, and none made twice"
+
+
+def test_the_base_is_found_once_for_all_who_race(
+    folder: Path, racing: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a recipe is before its first step is the base: its loss is measured by the first and stands in all logs."""
+    begun, plain = [], Trainer.evaluate
+
+    def evaluate(trainer: Trainer) -> Evaluated:
+        found = plain(trainer)
+        begun.extend([found] if found.step == 0 else [])
+        return found
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    gw.tune(str(folder), ROWS, **racing)
+    assert len(begun) == 1
+    logs = sorted(Path(racing["out"]).glob("arms/*/metrics.jsonl"))
+    assert len(logs) == 2
+    first = [json.loads(log.read_text().splitlines()[0]) for log in logs]
+    assert first[0] == first[1]
+    assert first[0]["step"] == 0
+    assert first[0]["eval_loss"] == begun[0].valid_loss
 
 
 def interrupt(*given: object) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graftwood.base import Base
@@ -72,6 +72,13 @@ class Deciding:
         """Hex SHA-256 over the base in its number format and all that it is asked."""
         tasks = [scores.task for scores in self.scores] + ([self.reserve] if self.reserve else [])
         return sha256_text(base.fingerprint, base.decoder.precision, *[asking.key(base, task) for task in tasks])
+
+    def half(self, base: Base) -> Deciding:
+        """What is enough to rank by: half of the validation rows and of the text."""
+        rows = self.rows[: (len(self.rows) + 1) // 2]
+        loss = mean_loss(base.decoder, rows)
+        assert loss is not None, "half of some rows are some"
+        return replace(self, rows=rows, base_loss=loss, probe=self.probe.split(max(1, len(self.probe.ids) // 2))[0])
 
     def key(self, base: Base) -> str:
         """Hex SHA-256 over the base and all that decides about what became of it."""

@@ -6,12 +6,13 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from graftwood.anchor import narrow
 from graftwood.base import open_base
+from graftwood.checkpoint import load_step, step_folders
 from graftwood.choose.dial import Look
 from graftwood.choose.race import WON, Raced, Standing, race, standing
 from graftwood.choose.recipe import entrants
@@ -27,7 +28,7 @@ from graftwood.keeping import Deciding, Looks, keep
 from graftwood.model.quantised import quantise
 from graftwood.progress import Display
 from graftwood.runtime import place
-from graftwood.train.loop import Evaluated, NonFiniteLossError, Progress, way_back
+from graftwood.train.loop import START, Evaluated, NonFiniteLossError, Progress, Trainer, way_back
 from graftwood.training import ARMS, RACE, Trained, drive
 from graftwood.tuning import Lesson, begin, measure_base, report, trainer_of
 
@@ -54,16 +55,45 @@ class Watch:
             write_json(self._file, {"seconds": self.seconds})
 
 
+@dataclass
+class Start:
+    """What the first recipe found before its first step, of the base: it holds for all, and no other finds it again."""
+
+    progress: Progress | None = None
+    logged: str = ""
+
+    def give(self, trainer: Trainer, folder: Path) -> None:
+        """Let a recipe that has not begun begin after that."""
+        if self.progress is None or step_folders(trainer.folder):
+            return
+        with storage(f"write into {folder}"):
+            atomic_write(folder / "metrics.jsonl", self.logged)
+        trainer.progress = self.progress
+        trainer.save()
+
+    def take(self, trainer: Trainer, folder: Path) -> None:
+        """Keep it, where nobody did."""
+        if self.progress is None:
+            self.progress = Progress(**load_step(trainer.folder / START).state["progress"])
+            self.logged = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[0]
+
+
+@dataclass(frozen=True)
+class Race:
+    """What all recipes share: what ranks them, the seconds of them all, what the first found of the base."""
+
+    deciding: Deciding
+    watch: Watch
+    start: Start
+
+
 class Runner:
     """One recipe in the race: trained rung by rung in a folder of its own, its standings kept there."""
 
-    def __init__(
-        self, job: Job, config: RunConfig, deciding: Deciding, out: Path, display: Display, watch: Watch
-    ) -> None:
+    def __init__(self, job: Job, config: RunConfig, shared: Race, out: Path, display: Display) -> None:
         self.technique, plan, self.reasons, self.anchors = choose(config)
         self.plan = replace(plan, decay_share=DECAY, shares=job.plan.shares)
-        self._job, self._config, self._deciding, self._display = job, config, deciding, display
-        self._watch = watch
+        self._job, self._config, self._race, self._display = job, config, shared, display
         self.folder = out / ARMS / self.name.replace(" ", "")
         self.tally = _tally(Progress())
 
@@ -97,22 +127,24 @@ class Runner:
         Raises: KeyboardInterrupt where Ctrl-C came before the end: what it left is saved, and ranks nowhere.
         """
         job = self.job()
-        gauge = judge.drift_gauge(job.base, self._deciding.probe)
+        gauge = judge.drift_gauge(job.base, self._race.deciding.probe)
         lesson = Lesson(*rows_of(job, self._display), job.plan, holds_of(job, self._display))
         trainer = trainer_of(job, lesson, gauge, self.folder, self._display)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._race.start.give(trainer, self.folder)
         until = None if share == 1 else max(1, round(share * trainer.order.steps))
         try:  # what lies in the folder is of this race: another's was refused
             curve = drive(trainer, self.folder, self._display, resume=True, remark=self._noted, until=until)
         finally:
             self.tally = _tally(trainer.progress)
+        self._race.start.take(trainer, self.folder)
         if trainer.stop and until is not None:
             self._display.say("the race ends here, before it was won")
             raise KeyboardInterrupt
         return job, Trained.by(trainer, curve)
 
     def _noted(self, event: Evaluated) -> dict[str, Any]:
-        self._watch.note()  # a checkpoint is due
+        self._race.watch.note()  # a checkpoint is due
         return {}
 
     def stand(self, share: float, drift_limit: float) -> Standing | None:
@@ -125,7 +157,7 @@ class Runner:
             known[name] = {"standing": found and asdict(found), "trained": self.tally}
             with storage(f"write {file}"):
                 write_json(file, known)
-            self._watch.note()
+            self._race.watch.note()
         told = known[name]["standing"]
         self.tally = known[name]["trained"]
         return told and Standing(Look(**told["end"]), Look(**told["within"]), told["gain"])
@@ -139,8 +171,8 @@ class Runner:
             self._display.say(f"{self.name} diverges: {error}")
             return None
         go = way_back(job.base.decoder, job.technique, self.folder / "checkpoints")
-        looks = Looks(job.base, go, self._deciding, self._display)
-        found = standing(looks.look, self._deciding.base_loss, drift_limit)
+        looks = Looks(job.base, go, self._race.deciding, self._display)
+        found = standing(looks.look, self._race.deciding.base_loss, drift_limit)
         told = (value for look in (found.end, found.within) for value in (look.loss, look.drift))
         return found if all(map(math.isfinite, told)) else None
 
@@ -154,9 +186,11 @@ def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
     watch = Watch(out / ARMS / SECONDS, resume)
     deciding = known.deciding
     assert deciding is not None, "a race is for a budget"
+    with job.base.decoder.without_deltas():
+        shared = Race(deciding.half(job.base), watch, Start())
     runners = []
     for config in entrants(job.config):
-        runner = Runner(job, config, deciding, out, display, watch)
+        runner = Runner(job, config, shared, out, display)
         if problems := unsuited(config, runner.technique, runner.anchors, job.base.decoder):
             display.say(f"{runner.name} does not race: {'; '.join(problems)}")
         else:

@@ -122,7 +122,7 @@ def drive(
     `remark` adds to what is logged of an evaluation.
     """
     resumed = resume and trainer.resume()
-    if resumed:
+    if resumed and trainer.progress.step:
         display.say(f"resumed at step {trainer.progress.step} of {trainer.order.steps}")
     log = out / "metrics.jsonl"
     with storage(f"write {log}"):

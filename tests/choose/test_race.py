@@ -29,7 +29,7 @@ def test_the_most_gain_goes_on_and_wins() -> None:
         "dropped at 6% of its steps, 0.2000 nats behind",
         WON,
         "dropped at 33% of its steps, 0.1000 nats behind",
-        "dropped at 33% of its steps, 0.2000 nats behind",
+        "dropped at 6% of its steps, 0.1500 nats behind",
     ]
 
 

@@ -28,7 +28,7 @@ class Rung:
     stay: int
 
 
-RUNGS = (Rung(0.06, 3), Rung(0.33, 1))
+RUNGS = (Rung(0.06, 2), Rung(0.33, 1))
 
 
 @dataclass(frozen=True)
