@@ -29,7 +29,7 @@ from graftwood.cli import NOTHING_SHIPPED, app, guarded
 from graftwood.config import RunConfig
 from graftwood.data.batch import Examples
 from graftwood.draft import IN_MEMORY, draft
-from graftwood.errors import ConfigError, GraftError, ModelError
+from graftwood.errors import ConfigError, DataError, GraftError, ModelError
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Decision, Estimate
 from graftwood.evals.given import find_tasks
@@ -306,6 +306,24 @@ def test_rows_that_hold_what_measures_the_base_are_refused(folder: Path, skills:
     options = QUICK | {"held_out": 0.0, "keep": "none", "skills": str(skills), "out": str(tmp_path / "run")}
     with pytest.raises(ConfigError, match=r"hold what measures the base: data:13 holds picks.*take them out"):
         gw.tune(str(folder), rows, **options)
+
+
+def test_replayed_rows_that_hold_what_measures_the_base_are_refused(folder: Path, skills: Path, tmp_path: Path) -> None:
+    question = json.loads(skills.read_text().splitlines()[3])["query"]
+    rows, replayed = [{"text": "a"}, {"text": "b"}, {"text": f"It is said: {question}"}], tmp_path / "general.jsonl"
+    replayed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = QUICK | {
+        "skills": str(skills),
+        "out": str(tmp_path / "run"),
+        "anchors": {"replay": {"file": str(replayed)}},
+    }
+    with pytest.raises(
+        ConfigError, match=r"hold what measures the base: \S+/general.jsonl:3 holds picks.*take them out"
+    ):
+        gw.tune(str(folder), ROWS, **options)
+    replayed.write_text('{"text": "a"}\n{"foo": 1}\n')
+    with pytest.raises(DataError, match="1 of 2 rows cannot be used"):
+        gw.tune(str(folder), ROWS, **options)
 
 
 def test_a_race_is_won_within_the_budget_and_goes_on_where_it_stopped(

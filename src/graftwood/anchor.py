@@ -16,6 +16,7 @@ from torch import Tensor
 from graftwood.base import Base
 from graftwood.config import parse_options
 from graftwood.data.batch import Order, Packed, Rows, Trickle, in_turn
+from graftwood.data.rows import Row
 from graftwood.generate.engine import Engine
 from graftwood.model.decoder import Decoder
 from graftwood.model.expected import Expected
@@ -103,6 +104,10 @@ class Anchor(BaseModel, ABC):
     def problems(self, technique: Technique, decoder: Decoder) -> list[str]:
         """All that keeps it from working with this technique on this decoder, whose parameters may have no values."""
         return []
+
+    def rows(self) -> Sequence[Row]:
+        """Rows of the user's own that the model reads for it. Raises: DataError for those that cannot be used."""
+        return ()
 
     def plan(self, plan: Plan) -> Plan:
         """How the run trains with it."""

@@ -15,6 +15,7 @@ from graftwood.choose.recipe import AUTO, recipe
 from graftwood.choose.reserve import reserve_of
 from graftwood.config import RunConfig
 from graftwood.data.mixture import load_mixture, order_for, shares
+from graftwood.data.rows import Row
 from graftwood.data.sources import Source, Splits, load_splits
 from graftwood.errors import ConfigError, DataError, GraftError
 from graftwood.evals.given import find_tasks
@@ -158,10 +159,8 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
         problems += [ConfigError(f"{what}; {fix}") for what in unhalved(tasks)]
     if chosen is not None and decoder is not None:
         problems += map(ConfigError, _unkeepable(budget, chosen[0], chosen[3], rows and rows[0]))
-    if rows is not None and (leaks := leaked([*tasks, *(reserve_of(tasks) if budget else ())], rows[0].train)):
-        more = f" and {len(leaks) - 20} more" if len(leaks) > 20 else ""
-        where = "; ".join(leaks[:20]) + more
-        problems.append(ConfigError(f"training rows hold what measures the base: {where}; take them out"))
+    asks = [*tasks, *(reserve_of(tasks) if budget else ())]
+    problems += _leaks(asks, rows[0].train if rows is not None else (), chosen[3] if chosen is not None else ())
     if len(problems) == 1:
         raise problems[0]
     if chosen is None or rows is None or problems:
@@ -171,6 +170,25 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
     if asked.search:  # what is chosen is not known yet, and the run file says no more than what was asked
         config = asked.model_copy(update={"keep": config.keep})
     return Draft(config, technique, plan, reasons | decided, anchors, budget, tasks, splits)
+
+
+def _leaks(tasks: Sequence[Task], rows: Sequence[Row], anchors: Sequence[Anchor]) -> list[GraftError]:
+    """What is wrong with rows that train, an anchor's among them: that they cannot be read, that they hold a question.
+
+    Rows that give a question away are refused without a budget too: the report would measure memory.
+    """
+    found: list[GraftError] = []
+    trained = [*rows]
+    for anchor in anchors:
+        try:
+            trained += anchor.rows()
+        except GraftError as error:
+            found.append(error)
+    if leaks := leaked(tasks, trained):
+        more = f" and {len(leaks) - 20} more" if len(leaks) > 20 else ""
+        where = "; ".join(leaks[:20]) + more
+        found.append(ConfigError(f"training rows hold what measures the base: {where}; take them out"))
+    return found
 
 
 def _unkeepable(

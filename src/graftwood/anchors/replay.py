@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -46,6 +46,9 @@ class Replay(Anchor):
             return []
         return [f"replay: there is no file {self.file}; give a JSONL file, or leave file out to replay the base's text"]
 
+    def rows(self) -> Sequence[Row]:
+        return load_splits(Path(self.file), None, None, 0.0, 0).train if Path(self.file).is_file() else ()
+
     def hold(self, ground: Ground) -> Hold:
         rows = Examples(self._examples(ground))
         trickle = ground.trickle(len(rows), self.share, float(rows.sizes.mean()))
@@ -54,7 +57,7 @@ class Replay(Anchor):
     def _examples(self, ground: Ground) -> list[Example]:
         base = ground.base
         if self.file:
-            return encode_rows(base.encoder(), load_splits(Path(self.file), None, None, 0.0, 0).train)
+            return encode_rows(base.encoder(), self.rows())
         windows = ground.remembered(self.windows, self.share).ids.tolist()
         return [
             Example(tuple(ids), (False, *(True for _ in ids[1:])), Row("text", file="the base's own text", line=number))

@@ -45,9 +45,7 @@ def question(prompt: str) -> tuple[str, ...]:
 
     Where that is too short to be told from a chance meeting, it is the prompt with these words.
     """
-    first, *rest = _HEAD.split(prompt)
-    parts = [first, *(part for head, part in zip(rest[::2], rest[1::2], strict=True) if head.lower() not in _BESIDE)]
-    told = tuple(part for part in folded(parts) if part)
+    told = _told(prompt)
     return told if any(len(part) >= SHORTEST for part in told) else folded((prompt,))
 
 
@@ -56,19 +54,53 @@ def leaked(tasks: Sequence[Task], rows: Sequence[Row]) -> list[str]:
 
     Held is every part of the question, wherever in the row. Each text is read once, in steps: whatever holds a part of
     `SHORTEST` letters or more holds, where one of the steps begins, one of the runs of `_STEP` letters that part begins
-    with.
+    with. A shorter question, which may stand in other text by chance, is held where it is all that a row asks, or where
+    it is the whole row, its answer with it or not.
     """
     begins: defaultdict[str, set[int]] = defaultdict(set)
-    questions = [(item.id, question(item.prompt)) for task in tasks for item in task.items()]
-    for number, (_, parts) in enumerate(questions):
+    wholes: defaultdict[str, set[int]] = defaultdict(set)
+    items = [item for task in tasks for item in task.items()]
+    questions = [question(item.prompt) for item in items]
+    for number, (item, parts) in enumerate(zip(items, questions, strict=True)):
         longest = max(parts, key=len)
         if len(longest) >= SHORTEST:
             for start in range(_STEP):
                 begins[longest[start : start + _STEP]].add(number)
+        if all(len(part) < SHORTEST for part in _told(item.prompt)):
+            for whole in _wholes(item):
+                wholes[whole].add(number)
     found = []
     for row in rows:
         text = " ".join(folded(row.parts))
         met = {number for at in range(0, len(text), _STEP) for number in begins.get(text[at : at + _STEP], ())}
-        held = [number for number in sorted(met) if all(part in text for part in questions[number][1])]
-        found += [f"{row.file}:{row.line} holds {questions[number][0]}" for number in held]
+        held = {number for number in met if all(part in text for part in questions[number])}
+        held |= {number for whole in (_asked(row) if wholes else ()) for number in wholes.get(whole, ())}
+        found += [f"{row.file}:{row.line} holds {items[number].id}" for number in sorted(held)]
     return found
+
+
+def _told(prompt: str) -> tuple[str, ...]:
+    """The parts of a prompt that are its own, folded."""
+    first, *rest = _HEAD.split(prompt)
+    parts = [first, *(part for head, part in zip(rest[::2], rest[1::2], strict=True) if head.lower() not in _BESIDE)]
+    return tuple(part for part in folded(parts) if part)
+
+
+def _whole(texts: Sequence[str]) -> str:
+    """What is asked in all, without the words around it; a word alone is no question, so that keeps them."""
+    told = " ".join(part for text in texts for part in _told(text))
+    return told if " " in told else " ".join(folded(texts))
+
+
+def _wholes(item: Item) -> tuple[str, str]:
+    """An item's whole question, of a conversation all that was asked before too, and the same with its answer."""
+    users = [turn.content for turn in item.turns if turn.role == "user"]
+    asked = _whole(users or [item.prompt])
+    return asked, " ".join((asked, *folded((item.choices[item.gold] if item.choices else item.answer,))))
+
+
+def _asked(row: Row) -> set[str]:
+    """All that a row asks, of a conversation up to each of its questions; and the whole row."""
+    users = [turn.content for turn in row.turns if turn.role == "user"] or [*row.asked]
+    asked = {_whole(users[:count]) for count in range(1, len(users) + 1)}
+    return asked | {_whole(["\n".join(row.parts)]), " ".join(folded(row.parts)).strip()}
