@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from graftwood.choose.budget import read_budget
 from graftwood.config import RunConfig, read_toml, resolve, save_toml
 from graftwood.errors import ConfigError
 
@@ -134,3 +135,27 @@ def test_a_missing_or_foreign_file_is_an_error(tmp_path: Path) -> None:
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         RunConfig(data="a").batch = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("given", "said"), [(0.95, "95%"), (95, "95%"), ("0.95", "95%"), ("95", "95%"), (1, "100%"),
+    (0.975, "97.5%"), ("97.5%", "97.5%"), ("none", "none"), (0.005, "0.5%"), (0.29, "29%")])  # fmt: skip
+@pytest.mark.parametrize("key", ["keep", "keep_worst"])
+def test_a_share_is_a_number_or_a_percentage(key: str, given: object, said: str, tmp_path: Path) -> None:
+    """From Python and from a run file; what is written of the run is the same."""
+    written = f'"{given}"' if isinstance(given, str) else f"{given}"
+    for config in (
+        resolve(None, {"data": "a", key: given}),
+        resolve(write(tmp_path, f'data = "a"\n{key} = {written}\n'), {}),
+    ):
+        assert getattr(config, key) == said
+        assert said == "none" or read_budget(said) == read_budget(str(given))
+        save_toml(config, tmp_path / "saved.toml")
+        assert read_toml(tmp_path / "saved.toml")[key] == said
+
+
+@pytest.mark.parametrize("given", [0, -0.5, 101, math.nan, math.inf, "much", "-1"])
+def test_a_share_that_is_none_is_refused_in_one_line(given: object) -> None:
+    with pytest.raises(ConfigError, match="is no percentage between 0 and 100; write 95%, "):
+        read_budget(resolve(None, {"data": "a", "keep": given}).keep or "")
+    with pytest.raises(ConfigError, match="keep=True: input should be a valid string"):
+        resolve(None, {"data": "a", "keep": True})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -25,6 +26,19 @@ def count(given: object) -> object:
     """`10M`, `1.5k` or `300B` as a whole number; everything else as it was given."""
     found = _COUNT.fullmatch(given.strip()) if isinstance(given, str) else None
     return round(float(found[1]) * _UNITS[found[2]]) if found else given
+
+
+def percentage(given: object) -> object:
+    """0.95, 95, `0.95` and `95` as `95%`, so that a run file says it in one way; everything else as it was given."""
+    if isinstance(given, bool) or not isinstance(given, int | float | str):
+        return given
+    try:
+        number = float(given)
+    except ValueError:
+        return given
+    if not 0 < number < math.inf:
+        return str(given)
+    return f"{100 * number if number <= 1 else number:.12g}%"
 
 
 Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=10**18)]
@@ -58,6 +72,7 @@ class RunConfig(BaseModel):
     out: Annotated[str | None, Field(description="run folder; by default runs/<name of the data>")] = None
     keep: Annotated[
         str | None,
+        BeforeValidator(percentage),
         Field(
             description="share of the base's abilities to keep, or none; by default 95% with technique auto, else none"
         ),
@@ -74,7 +89,9 @@ class RunConfig(BaseModel):
             "other half report"
         ),
     ] = "certificate"
-    keep_worst: Annotated[str | None, Field(description="share of its worst ability to keep")] = None
+    keep_worst: Annotated[
+        str | None, BeforeValidator(percentage), Field(description="share of its worst ability to keep")
+    ] = None
     technique: Annotated[str, Field(description="what trains: auto, or one of `graft techniques`")] = "auto"
     valid: Annotated[str | None, Field(description="JSONL file of validation rows")] = None
     test: Annotated[str | None, Field(description="JSONL file of test rows, used by the report alone")] = None
