@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -100,6 +101,23 @@ def test_a_folder_is_fresh_and_gone_afterwards() -> None:
     assert first.error != second.error
     assert first.error.endswith("[])")
     assert not Path(first.error.split("'")[1]).exists()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os\nfor n in range(1500):\n    os.mkdir('d')\n    os.chdir('d')",
+        "import os; os.mkdir('a'); open('a/b', 'w').close(); os.chmod('a', 0); os.chmod('.', 0)",
+        "import os, shutil; shutil.rmtree(os.getcwd())",
+    ],
+)
+def test_what_is_hard_to_remove_changes_no_outcome(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    outcomes = run_all([program, "pass"], Limits(seconds=30))
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_each_program_has_its_own_outcome() -> None:
