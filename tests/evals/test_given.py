@@ -111,6 +111,25 @@ def test_a_bad_row_is_named_by_file_and_line(good: Any, bad: Any, said: str, tmp
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Is ice cold?", "choices": ["yes", "no"], "answer": 0},
+        {"prompt": "Is ice cold?", "choices": ["yes", "no"], "gold": 0},
+        {"chosen": "a", "rejected": "b"},
+        {},
+    ],
+)
+def test_a_row_of_no_task_is_told_what_a_task_has(row: Mapping[str, Any], tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", "", row, CHOICE)
+    with pytest.raises(DataError) as error:
+        task_from_file(path)
+    assert str(error.value).startswith(f"{path}:2: has ")
+    assert all(repr(key) in str(error.value) for key in row)
+    assert "a task's row has one of query + choices + gold | " in str(error.value)
+    assert "conversations" not in str(error.value), "which are for rows to learn"
+
+
 def test_names_files_and_folders_are_found(tmp_path: Path) -> None:
     write(tmp_path / "one.jsonl", CHOICE)
     write(tmp_path / "two.jsonl", WORD)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from graftwood.data.encode import answer_text
-from graftwood.data.rows import Row, read_file, read_objects
+from graftwood.data.rows import SHAPES, Row, read_file, read_objects
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals import checks
 from graftwood.evals.metrics import headline
@@ -91,18 +91,25 @@ def _named(word: str) -> list[Task]:
 
 
 def _shape(path: Path) -> _Shape | None:
-    """The shape of the first row that says something; None where it is a row of prompt and answer."""
+    """The shape of the first row that says something; None where it is a row of prompt and answer.
+
+    Raises: DataError where it is neither.
+    """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line.decode("utf-8-sig"))
         except ValueError:
             continue
         if isinstance(row, dict):
-            return next((shape for shape in _SHAPES if all(row.get(key) is not None for key in shape.keys)), None)
+            shape = next((shape for shape in _SHAPES if all(row.get(key) is not None for key in shape.keys)), None)
+            if shape is None and not any(learned.named_by(row) for learned in SHAPES):
+                keys = f"keys {', '.join(map(repr, row))}, which fit no task" if row else "no keys"
+                raise DataError(f"{path}:{number}: has {keys}; {_SHAPES_TEXT}")
+            return shape
     return None
 
 
