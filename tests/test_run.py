@@ -79,6 +79,25 @@ def test_a_run_leaves_everything_it_promises(technique: str, model: gw.Model, tm
         assert again.generate(["say the:"], max_tokens=8) == run.model.generate(["say the:"], max_tokens=8)
 
 
+def test_what_both_said_is_left_item_by_item(model: gw.Model, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = gw.tune(model, ROWS, out=str(out), **QUICK | {"lr": 1.0, "skills": "arc_easy,requests", "tier": "pulse"})
+    base, tuned = (json.loads((out / name).read_text()) for name in ("base.json", "tuned.json"))
+    assert [len(side["said"]) for side in (base, tuned)] == [run.report.gained.rows] * 2
+    total, tokens = (sum(column) for column in zip(*tuned["losses"], strict=True))
+    assert total / tokens == pytest.approx(run.report.gained.measures[-1].tuned.value)
+    assert {*tuned["scores"]} == {skill.measure.name for skill in run.report.kept.skills} == {"arc_easy", "requests"}
+    for skill in run.report.kept.skills:
+        before, after = (side["scores"][skill.measure.name] for side in (base, tuned))
+        assert before["id"] == after["id"]
+        assert len({*after["id"]}) == len(after["right"]) == len(after["said"]) == 10
+        pairs = list(zip(before["right"], after["right"], strict=True))
+        assert (sum(a < b for b, a in pairs), sum(a > b for b, a in pairs)) == (skill.lost, skill.won)
+    again = gw.tune(gw.load(tmp_path / "base"), ROWS, out=str(out), resume=True,
+                    **QUICK | {"lr": 1.0, "skills": "arc_easy,requests", "tier": "pulse"})  # fmt: skip
+    assert again.report.kept == run.report.kept, "what was read back is what was asked"
+
+
 def test_its_run_file_repeats_it(model: gw.Model, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -35,6 +35,8 @@ from graftwood.progress import Display
 from graftwood.train.hold import Hold
 from graftwood.train.loop import Plan, Trainer, way_back
 from graftwood.training import STOPPED, Trained, check_same, cost, drive
+
+BASE, TUNED = "base.json", "tuned.json"  # what each of the two said and scored, row by row
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,14 @@ def report(
     engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
     with display.stage("drift"):
         moved = compare(base.decoder, known.probe)
-    after = known.before
+    after, unmoved = known.before, tuple[str, ...]()
+    (out / TUNED).unlink(missing_ok=True)  # an earlier part of the run may have shipped what this one does not
     if choice is None or choice.dial is not None:
         _save(job, out)
         ask = partial(skills.score_again, before=known.before.scores)
         after = judge.sit(base, engine, paper, ask, lambda what: display.say(f"tuned model: {what}"))
+        unmoved = judge.unmoved(paper, known.before, after)
+        _write(after, out / TUNED, {})
     else:
         _unsave(out)
     card = Card(
@@ -97,7 +102,7 @@ def report(
         model_fingerprint=base.fingerprint,
         data=", ".join(min(source, os.path.relpath(source), key=len) for source in job.config.sources),
         data_rows={"train": len(job.train), "valid": len(job.valid), "test": len(job.test)},
-        warnings=(*job.warnings, *paper.left_out),
+        warnings=(*job.warnings, *paper.left_out, *unmoved),
         gained=judge.gained(paper, known.before, after),
         tasks=judge.gained_by_task(paper, known.before, after),
         kept=judge.kept(known.before, after, moved, known.probe),
@@ -160,7 +165,7 @@ def _base_sheet(job: Job, engine: Engine, tasks: Sequence[Task], out: Path, disp
     paper, named = paper_of(job), {task.name: task for task in tasks}
     asked = [asking.key(job.base, task) for task in tasks]
     key = sha256_text(job.base.fingerprint, job.base.decoder.precision, paper.fingerprint, *asked)
-    kept = out / "base.json"
+    kept = out / BASE
     stored = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     if stored.get("key") == key and "exposed" in stored:
         pairs = {key: [(total, count) for total, count in stored[key]] for key in ("losses", "train", "valid")}
@@ -168,11 +173,18 @@ def _base_sheet(job: Job, engine: Engine, tasks: Sequence[Task], out: Path, disp
         return judge.Sheet(tuple(stored["said"]), scores=scores, exposed=tuple(stored["exposed"]), **pairs)
     ask = partial(skills.base_scores, tasks=tasks)
     sheet = judge.sit(job.base, engine, paper, ask, lambda what: display.say(f"base: {what}"))
-    scored = {scores.task.name: scores.columns() for scores in sheet.scores}
-    stored = {"key": key, **asdict(replace(sheet, scores=[])), "scores": scored}
-    with storage(f"write {kept}"):
-        write_json(kept, stored)
+    _write(sheet, kept, {"key": key})
     return sheet
+
+
+def _write(sheet: judge.Sheet, file: Path, head: Mapping[str, str]) -> None:
+    """All of a sheet, row by row and item by item."""
+    scored = {
+        scores.task.name: {"id": [item.id for item in scores.task.items()], **scores.columns()}
+        for scores in sheet.scores
+    }
+    with storage(f"write {file}"):
+        write_json(file, {**head, **asdict(replace(sheet, scores=[])), "scores": scored})
 
 
 def teach_all(job: Job, gauge: Callable[[], float], out: Path, display: Display, resume: bool) -> Trained:

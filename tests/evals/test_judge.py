@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,19 @@ def test_gains_are_measured_on_the_same_rows_before_and_after(base: Base) -> Non
     same = judge.gained(paper, before, before)
     assert [measure.change.value for measure in same.measures] == [0.0] * 4
     assert len(judge.samples(paper, base.encoder(), before, after)) == judge.SAMPLES
+
+
+def test_a_headline_that_never_moves_is_said_to_tell_nothing(base: Base) -> None:
+    paper = judge.set_paper(base.encoder(), tiny.encoded(base, 20), tiny.encoded(base, 8, 100), [], seed=0)
+    before = sit(base, paper)
+    tuned = replace(before, losses=[(total / 2, count) for total, count in before.losses], said=("nothing",) * 8)
+    (line,) = judge.unmoved(paper, replace(before, said=("",) * 8), tuned)
+    assert line.startswith("exact match (0.0%) did not move on each of 8 held-out rows")
+    right = next(row.completion for row in paper.asked)
+    assert judge.unmoved(paper, before, replace(before, said=(right, *["nothing"] * 7))) == ()
+    texts = encode_rows(base.encoder(), rows_from([{"text": f"the user said {n}"} for n in range(12)]).rows)
+    plain = judge.set_paper(base.encoder(), texts[:8], texts[8:], [], seed=0)
+    assert judge.unmoved(plain, sit(base, plain), sit(base, plain)) == ()
 
 
 def test_plain_text_is_measured_by_its_loss_alone(base: Base) -> None:

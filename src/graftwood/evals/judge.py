@@ -16,7 +16,7 @@ from graftwood.evals.asking import Scores
 from graftwood.evals.card import Compared, Estimate, Gained, Kept, Memory, Sample, TaskGained
 from graftwood.evals.fitting import too_long
 from graftwood.evals.memorisation import memory
-from graftwood.evals.metrics import METRICS, best_over_references, headline
+from graftwood.evals.metrics import METRICS, Metric, best_over_references, headline
 from graftwood.evals.retention import WINDOWS, Moved, compare
 from graftwood.evals.score import answer_losses, answers
 from graftwood.evals.task import Task
@@ -161,10 +161,7 @@ def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:
     measures = []
     for name in sorted(METRICS, key=lambda key: key != lead) if paper.asked else ():
         title, metric = METRICS[name]
-        b, a = (
-            np.array([best_over_references(metric, s, _right(row)) for s, row in zip(said, paper.asked, strict=True)])
-            for said in (before.said, after.said)
-        )
+        b, a = (np.array(_judged(metric, paper, sheet)) for sheet in (before, after))
         measures.append(
             Compared(
                 name=name,
@@ -178,6 +175,26 @@ def gained(paper: Paper, before: Sheet, after: Sheet) -> Gained:
         )
     measures.append(_loss_measure(before.losses, after.losses))
     return Gained(rows=len(paper.heldout), split=paper.split, measures=tuple(measures))
+
+
+def unmoved(paper: Paper, before: Sheet, after: Sheet) -> tuple[str, ...]:
+    """A line that says so where the headline is the same before and after on every row: it tells nothing then."""
+    if not paper.asked:
+        return ()
+    title, metric = METRICS[headline([answer_text(row) for row in paper.asked])]
+    scores, tuned = (_judged(metric, paper, sheet) for sheet in (before, after))
+    if scores != tuned:
+        return ()
+    rows = f"each of {len(scores)} held-out rows" if len(scores) > 1 else "the one held-out row"
+    share = sum(scores) / len(scores)
+    return (
+        f"{title} ({share:.1%}) did not move on {rows}, so it tells nothing; go by the answer loss and the samples",
+    )
+
+
+def _judged(metric: Metric, paper: Paper, sheet: Sheet) -> list[float]:
+    """By asked row what a metric gives its answer."""
+    return [best_over_references(metric, s, _right(row)) for s, row in zip(sheet.said, paper.asked, strict=True)]
 
 
 def gained_by_task(paper: Paper, before: Sheet, after: Sheet) -> tuple[TaskGained, ...]:
