@@ -170,8 +170,9 @@ def test_a_run_stands_for_its_base_and_its_adapter(folder: Path, base: Base, tas
         gw.evaluate(folder, [whole], tasks=str(tasks), quiet=True)
 
 
-def test_programs_are_written_run_and_counted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A tiny model writes no Python, so that only what needs none can pass: here its words stand in a text."""
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A code task. A tiny model writes no Python, so that only what needs none can pass: here its words are a text."""
     easy, hard, quotes = "def one():\n    return 1\n\n\nanswer = r", "def one():\n", 3 * "'"
     rows = [
         {"prompt": easy + quotes, "test": f"{quotes}\ndef check(f): pass", "entry_point": "one", "task_id": "easy"},
@@ -179,7 +180,13 @@ def test_programs_are_written_run_and_counted(folder: Path, tmp_path: Path, caps
     ]
     path = tmp_path / "code.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    words = ("eval", folder, "--tasks", path, "--samples", 10, "-t", 0.8, "--out", tmp_path / "out")
+    return path
+
+
+def test_programs_are_written_run_and_counted(
+    folder: Path, programs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("eval", folder, "--tasks", programs, "--samples", 10, "-t", 0.8, "--out", tmp_path / "out")
     code, out, said = graft(capsys, *words)
     assert code == 0, said
     assert "pass@10" in out
@@ -189,6 +196,39 @@ def test_programs_are_written_run_and_counted(folder: Path, tmp_path: Path, caps
     assert shares["hard"] == 0.0
     assert shares["easy"] > 0.5
     assert all(record["said"].count("another sample") == 9 for record in records)
+
+
+def test_another_seed_draws_other_samples(folder: Path, programs: Path, tmp_path: Path) -> None:
+    said = {}
+    for name, seed, temperature in (
+        ("0", 0, 0.8),
+        ("3", 3, 0.8),
+        ("3 again", 3, 0.8),
+        ("cold", 0, 0.0),
+        ("cold 3", 3, 0.0),
+    ):
+        out = tmp_path / name
+        gw.evaluate(folder, tasks=str(programs), seed=seed, temperature=temperature, out=out, quiet=True)
+        said[name] = [json.loads(line)["said"] for line in (out / "items-base.jsonl").read_text().splitlines()]
+    assert said["0"] != said["3"] == said["3 again"]
+    assert said["cold"] == said["cold 3"]
+    (code,) = find_tasks(str(programs))
+    assert code.sampled(1, 0.0, 3).key == code.key, "nothing is drawn, so nothing is another"
+    assert code.sampled(1, 0.5).key == code.sampled(1, 0.5, 0).key != code.sampled(1, 0.5, 3).key
+
+
+def test_a_run_that_runs_programs_says_what_keeps_them_in(
+    folder: Path, programs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"say {n}:", "completion": f" {n}"}) + "\n" for n in range(8)))
+    words = ("tune", "--data", rows, "--model", folder, "--technique", "lora", "--epochs", 1, "--max-length", 64)
+    code, out, said = graft(capsys, *words, "--skills", programs, "--out", tmp_path / "run", "--json")
+    assert code == 0, said
+    settings = json.loads(out)["chosen"]["settings"]
+    line = f"model-written programs run here, kept from the network by {settings['programs kept in by']}"
+    before = next(place for place, told in enumerate(said) if "measuring:" in told)
+    assert any(line in told for told in said[:before])
 
 
 def graft(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, list[str]]:

@@ -19,8 +19,8 @@ from graftwood.evals.card import Record
 from graftwood.evals.comparison import Evaluation, Judged, LmEvaluation, Outside, asked
 from graftwood.evals.fitting import fitting
 from graftwood.evals.given import find_tasks
+from graftwood.evals.programs import GUARD, guarded, warn_of
 from graftwood.evals.retention import compare, probe_for
-from graftwood.evals.sandbox import guard
 from graftwood.evals.shots import with_shots
 from graftwood.evals.task import TASKS, Task
 from graftwood.evals.tiers import check_limit, sized
@@ -52,18 +52,18 @@ def evaluate(
 
     `tasks` are names, files and folders, comma-separated; `tier` says how many items of each, `limit` says it outright.
     Before each item stand `shots` others with their answers, drawn by `seed`. Of a code task's answers `samples` are
-    drawn at `temperature`. With `out` the records of all items are kept there.
+    drawn at `temperature`, by the same seed. With `out` the records of all items are kept there.
 
     Raises: ConfigError, DataError and ModelError for what cannot be used, before anything is asked.
     """
     display = Display(quiet)
-    given = [with_shots(task, shots, seed).sampled(samples, temperature) for task in find_tasks(tasks)]
+    given = [with_shots(task, shots, seed).sampled(samples, temperature, seed) for task in find_tasks(tasks)]
     chosen = sized(given, frozenset(TASKS.names()), tier, limit)
     base, folders = _opened(model, adapters, device, dtype)
     settings = {"tier": tier, "shots": str(shots), "seed": str(seed)} | ({} if limit is None else {"limit": str(limit)})
-    if any(task.kind == "code" for task in chosen):
-        settings |= {"samples": str(samples), "temperature": f"{temperature:g}", "programs kept in by": guard()}
-        display.say(f"model-written programs run here, kept from the network by {settings['programs kept in by']}")
+    if held := guarded(chosen):
+        settings |= {"samples": str(samples), "temperature": f"{temperature:g}", GUARD: held}
+        display.say(warn_of(held))
     found, records = _put(base, folders, chosen, settings, display)
     if out is not None:
         lines = {name: [record for one in scores for record in one.records()] for name, scores in records.items()}

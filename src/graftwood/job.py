@@ -20,6 +20,7 @@ from graftwood.errors import ConfigError
 from graftwood.evals import canaries, judge
 from graftwood.evals.canaries import Canary
 from graftwood.evals.fitting import fitting
+from graftwood.evals.programs import GUARD, guarded, warn_of
 from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display, duration, size
 from graftwood.runtime import Place, advice
@@ -167,6 +168,8 @@ def preview(job: Job, display: Display) -> Forecast:
     if job.begins:
         once = f"what enters block {job.begins} is computed once for every row"
         display.say(f"{once}, which takes {duration(expected.below_seconds)} of this the first time")
+    if held := guarded(job.tasks):
+        display.say(warn_of(held))
     read, written = judge.work(job.base, paper_of(job), job.tasks)
     sitting = (read + WRITING * written) / expected.forward_tokens_per_second
     if job.config.each:
@@ -210,6 +213,8 @@ def settings_of(job: Job) -> dict[str, str]:
         settings |= _mixing(config, plan)
     if job.canaries:
         settings["canaries"] = f"{len(job.canaries)} planted as {len(job.planted)} rows"
+    if held := guarded(job.tasks):
+        settings[GUARD] = held
     if job.begins:
         settings["training begins at"] = f"block {job.begins} of {job.base.decoder.config.layers}"
     return settings | {f"anchor {anchor.name}": _listed(anchor) for anchor in job.anchors}

@@ -37,7 +37,7 @@ def _evaluate(
     tier: Annotated[str, typer.Option("--tier", help="how much is asked: pulse, standard or certificate")] = "standard",
     limit: Annotated[int | None, typer.Option("--limit", help="items of each task, whatever the tier says")] = None,
     shots: Annotated[int, typer.Option("--shots", help="answered items that stand before each item")] = 0,
-    seed: Annotated[int, seed_option("seed by which those are drawn")] = 0,
+    seed: Annotated[int, seed_option("seed by which those, and samples of programs, are drawn")] = 0,
     samples: Annotated[int, typer.Option("--samples", help="programs written for each item of a code task")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", "-t", help="of those samples; 0 is greedy")] = 0.0,
     lm_eval: LmEval = None,

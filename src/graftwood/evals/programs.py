@@ -12,7 +12,7 @@ import numpy as np
 
 from graftwood.evals import stats
 from graftwood.evals.card import Estimate
-from graftwood.evals.sandbox import run_all
+from graftwood.evals.sandbox import guard, run_all
 from graftwood.evals.task import Item, Task
 from graftwood.generate.engine import Engine
 from graftwood.generate.sampling import Sampling
@@ -20,11 +20,12 @@ from graftwood.generate.sampling import Sampling
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # what can only come after the function asked for
 SAMPLES_SEPARATED = "\n# ---- another sample ----\n"
 TRIES = (1, 10, 100)
+GUARD = "programs kept in by"  # the name of that setting in records
 
 
 def solve(engine: Engine, task: Task, prompts: Sequence[Sequence[int]], batch: int) -> tuple[list[float], list[str]]:
     """By item the share of its samples that pass, and the samples themselves."""
-    sampling = Sampling(temperature=task.temperature, max_tokens=task.max_tokens, stop=STOPS)
+    sampling = Sampling(temperature=task.temperature, seed=task.seed, max_tokens=task.max_tokens, stop=STOPS)
     many = [prompt for prompt in prompts for _ in range(task.samples)]
     said = [done.text for done in engine.generate(many, sampling, batch=batch)]
     asked = [item for item in task.items() for _ in range(task.samples)]
@@ -32,6 +33,19 @@ def solve(engine: Engine, task: Task, prompts: Sequence[Sequence[int]], batch: i
     passed = np.array([outcome.passed for outcome in outcomes]).reshape(-1, task.samples)
     texts = [SAMPLES_SEPARATED.join(said[at : at + task.samples]) for at in range(0, len(said), task.samples)]
     return passed.mean(axis=1).tolist(), texts
+
+
+def guarded(tasks: Sequence[Task]) -> str | None:
+    """What keeps the programs that these tasks have a model write from the network; None where they have it write none.
+
+    Raises: ConfigError where no program can be run here.
+    """
+    return guard() if any(task.kind == "code" for task in tasks) else None
+
+
+def warn_of(guard_: str) -> str:
+    """The line that is said before the first program runs."""
+    return f"model-written programs run here, kept from the network by {guard_}"
 
 
 def program(item: Item, completion: str) -> str:

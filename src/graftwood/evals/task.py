@@ -55,8 +55,8 @@ class Task:
     `title` is the name a reader of the report sees. `kind` is how an item is scored: `choice` by the length-normalised
     log-probability of each choice, `word` by whether the greedy continuation is the answer, `text` by `metric` between
     the generated answer and the wanted one, `program` by generating an answer and checking it, `code` by running what
-    was generated against a test, `samples` times. An answer to `text` ends before any of `stop`. `version` changes
-    whenever a score could.
+    was generated against a test, `samples` times, drawn at `temperature` by `seed`. An answer to `text` ends before any
+    of `stop`. `version` changes whenever a score could.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Task:
     samples: int = 1
     temperature: float = 0.0
     stop: tuple[str, ...] = ()
+    seed: int = 0
 
     def items(self) -> tuple[Item, ...]:
         """Every item, in a fixed order."""
@@ -85,7 +86,8 @@ class Task:
     def key(self) -> str:
         """Hex SHA-256 over what is asked and how it is judged; no model has a say in it."""
         how = (self.kind, self.version, self.max_tokens, self.metric, self.samples, self.temperature, *self.stop)
-        return sha256_text(repr(how), *(repr(astuple(item)) for item in self.items()))
+        drawn = (f"seed {self.seed}",) if self.seed else ()  # without one, what was cached before there were seeds
+        return sha256_text(repr(how), *drawn, *(repr(astuple(item)) for item in self.items()))
 
     def limited(self, most: int | None) -> Task:
         """The same with `most` of its items, None for all: the first of every cluster, then the second of each."""
@@ -99,8 +101,8 @@ class Task:
             seen[unit] += 1
         return self.of(tuple(items[place] for place in sorted(place for _, place in sorted(ranked)[:most])))
 
-    def sampled(self, samples: int, temperature: float) -> Task:
-        """The same with several samples of every answer, where answers are programs.
+    def sampled(self, samples: int, temperature: float, seed: int = 0) -> Task:
+        """The same with several samples of every answer, where answers are programs; another seed draws others.
 
         Raises: ConfigError where there can be no samples, or all of them would be one.
         """
@@ -108,7 +110,9 @@ class Task:
             raise ConfigError(f"temperature {temperature:g} is not 0 (greedy) or more")
         if samples < 1 or (samples > 1 and temperature <= 0):
             raise ConfigError(f"{samples} samples at temperature {temperature:g}: take 1, or more above 0")
-        return replace(self, samples=samples, temperature=temperature) if self.kind == "code" else self
+        if self.kind != "code":
+            return self
+        return replace(self, samples=samples, temperature=temperature, seed=seed if temperature > 0 else 0)
 
     def of(self, items: tuple[Item, ...]) -> Task:
         """The same task of other items, and what guessing scores there."""
