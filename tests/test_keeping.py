@@ -197,8 +197,13 @@ def test_what_decides_is_told_apart(what: str, folder: Path, skills: Path) -> No
         ({"keep": "95%", "held_out": 0.0}, "--keep chooses on validation rows and there are none"),
         ({"skills": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"tier": "puls"}, "unknown tier 'puls'. Did you mean 'pulse'"),
-        ({"tier": "pulse", "skills": "arc_easy"}, "give --keep none, or ask more items with --tier certificate"),
-        ({}, "tiny is at chance in every ability, so no share can be kept; give --keep none"),
+        (
+            {"tier": "pulse", "skills": "arc_easy", "keep": "95%"},
+            "give --keep none, or ask more items with --tier certificate",
+        ),
+        ({"keep": "95%"}, "tiny is at chance in every ability, so no share can be kept; give --keep none"),
+        ({"keep_worst": "90%", "skills": "arc_easy"}, "tiny is at chance in every ability, so no share can be kept"),
+        ({"search": True, "skills": "arc_easy"}, "a race is for a budget; leave out --search"),
     ],
 )
 def test_a_budget_that_cannot_be_kept_is_refused(
@@ -207,6 +212,36 @@ def test_a_budget_that_cannot_be_kept_is_refused(
     folder = model_folder(tmp_path / "tiny", tokenizer_files, decoder(max_positions=512))
     with pytest.raises(GraftError, match=words):
         gw.tune(str(folder), ROWS, out=str(tmp_path / "run"), **QUICK | options)
+
+
+def test_without_a_budget_of_its_own_a_base_at_chance_gets_a_plain_run(
+    tmp_path: Path, tokenizer_files: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `--keep none` trains, asks and leaves, and it goes on as it began."""
+    folder, rows = model_folder(tmp_path / "tiny", tokenizer_files, decoder(max_positions=512)), tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    options = QUICK | {"skills": "arc_easy", "epochs": 2, "quiet": False}
+    cards = {}
+    for name, more in (("bare", {}), ("plain", {"keep": "none"})):
+        cards[name] = gw.tune(str(folder), str(rows), out=str(tmp_path / name), **options, **more).report
+        said = capsys.readouterr().err
+        line = "tiny is at chance in every ability, so no share can be kept: a plain run, as with --keep none"
+        assert said.count(line) == (name == "bare")
+        assert (line in cards[name].warnings) == (name == "bare")
+    bare, plain = cards["bare"], cards["plain"]
+    assert bare.choice is None
+    assert (bare.gained, bare.kept, bare.chosen) == (plain.gained, plain.kept, plain.chosen)
+    (skill,) = bare.kept.skills
+    assert skill.measure.base.n == 100, "no half is needed to decide"
+    files = [(tmp_path / name / "run.toml").read_text().replace(name, "") for name in cards]
+    assert files[0] == files[1]
+    weights = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in cards]
+    assert weights[0] == weights[1]
+    (tmp_path / "bare" / "report.json").unlink()
+    again = gw.tune(str(folder), str(rows), out=str(tmp_path / "bare"), resume=True, **options)
+    assert again.report.gained == bare.gained
+    with pytest.raises(ConfigError, match="is of another run"):
+        gw.tune(str(folder), str(rows), out=str(tmp_path / "bare"), resume=True, keep="95%", **options)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,10 @@ def test_the_model_is_a_base_like_any_other(trained: Path, tmp_path: Path) -> No
     rows.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
     draft = RunConfig(data=str(rows), model=str(trained), technique="lora", device="cpu")
     assert graft.dry_run(draft, QUIET).trained_parameters > 0
+    bare = RunConfig(data=str(rows), model=str(trained), out=str(tmp_path / "run"), device="cpu")
+    card = graft.run(bare, QUIET).report
+    assert card.choice is None, "with 32 tokens at once it has no ability that a budget could be of"
+    assert any("so no share can be kept: a plain run" in line for line in card.warnings)
 
 
 def test_the_last_sample_is_written_by_the_model_that_is_saved(text: Path, tmp_path: Path) -> None:

@@ -34,8 +34,12 @@ IN_MEMORY = "rows"  # what a configuration calls data that came as objects, from
 
 @dataclass(frozen=True)
 class Draft:
-    """What will run: technique, training plan with the reason of each value that was not given, and the rows."""
+    """What will run: technique, training plan with the reason of each value that was not given, and the rows.
 
+    `config` is `asked` with what was decided.
+    """
+
+    asked: RunConfig
     config: RunConfig
     technique: Technique
     plan: Plan
@@ -169,7 +173,7 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
     plan = replace(plan, shares=given)
     if asked.search:  # what is chosen is not known yet, and the run file says no more than what was asked
         config = asked.model_copy(update={"keep": config.keep})
-    return Draft(config, technique, plan, reasons | decided, anchors, budget, tasks, splits)
+    return Draft(asked, config, technique, plan, reasons | decided, anchors, budget, tasks, splits)
 
 
 def _leaks(tasks: Sequence[Task], rows: Sequence[Row], anchors: Sequence[Anchor]) -> list[GraftError]:

@@ -9,13 +9,15 @@ from typing import Any
 
 from graftwood.anchor import ANCHORS, Anchor, Ground, narrow
 from graftwood.base import Base
+from graftwood.choose.budget import NONE
+from graftwood.choose.recipe import recipe
 from graftwood.config import RunConfig
 from graftwood.data.audit import audit
 from graftwood.data.batch import Examples
 from graftwood.data.encode import Example, encode_rows
 from graftwood.data.mixture import MixedOrder, order_for
 from graftwood.data.sources import Splits
-from graftwood.draft import IN_MEMORY, Draft
+from graftwood.draft import IN_MEMORY, Draft, choose
 from graftwood.errors import ConfigError
 from graftwood.evals import canaries, judge
 from graftwood.evals.canaries import Canary
@@ -88,6 +90,22 @@ def prepare(drafted: Draft, base: Base, display: Display) -> Job:
         **vars(final), base=base, train=train, valid=valid, test=test, begins=begins,
         warnings=(*warnings, *asked.left_out), canaries=secrets, planted=planted,
     )  # fmt: skip
+
+
+def without_budget(job: Job, why: str) -> Job:
+    """The run that `--keep none` asks for, on the technique that is there already; a warning says why."""
+    config, decided = recipe(job.asked.model_copy(update={"keep": NONE}))
+    technique, plan, reasons, anchors = choose(config)
+    assert type(technique) is type(job.technique), "a budget decides no technique"
+    return replace(
+        job,
+        config=_lasting(config, job.base),
+        plan=replace(plan, shares=job.plan.shares),
+        reasons=reasons | decided,
+        anchors=anchors,
+        budget=None,
+        warnings=(*job.warnings, why),
+    )
 
 
 def _lasting(config: RunConfig, base: Base) -> RunConfig:

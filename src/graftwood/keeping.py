@@ -16,7 +16,6 @@ from graftwood.choose.relation import learn, read_relation
 from graftwood.data.batch import Examples, Packed, packs
 from graftwood.data.encode import Example
 from graftwood.data.mixture import round_robin
-from graftwood.errors import ConfigError
 from graftwood.evals import asking, skills
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Arm, Candidate, Choice, Decision, Estimate
@@ -86,10 +85,10 @@ class Deciding:
         return sha256_text(self.asked(base), repr(rows))
 
 
-def check_items(base: Base, deciding: Deciding, budget: Budget, display: Display) -> None:
-    """Say how many items the budget takes.
+def short_of_items(base: Base, deciding: Deciding, budget: Budget, display: Display) -> str | None:
+    """Why the items at hand, the reserve among them, cannot show the budget even of a model that lost nothing.
 
-    Raises: ConfigError where those at hand, the reserve among them, cannot show it even of a model that lost nothing.
+    Where they can it is said how many it takes.
     """
     scores, reserve = [own for own in deciding.scores if skills.counts(own)], deciding.reserve
     short = too_few(scores, budget.kept, budget.worst)
@@ -98,13 +97,14 @@ def check_items(base: Base, deciding: Deciding, budget: Budget, display: Display
         (more,) = skills.base_scores(base, engine, lambda what: display.say(f"base, in reserve: {what}"), [reserve])
         short = too_few(together(scores, more), budget.kept, budget.worst)
     if short is not None:
-        raise ConfigError(f"{short}; give a smaller share, more questions with --skills or --tier, or --keep none")
+        return short
     needed, items = items_needed(scores, budget.kept), sum(len(own.right) for own in scores)
     held = "" if reserve is None else f", {len(reserve.items())} more where they leave it open"
     display.say(
         f"to keep {percent(budget.kept)} of the base takes {needed} items at least, were nothing lost: "
         f"{items} decide{held}"
     )
+    return None
 
 
 class Looks:

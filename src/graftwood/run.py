@@ -33,7 +33,7 @@ from graftwood.racing import execute_race
 from graftwood.runtime import place
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast
-from graftwood.training import STOPPED, holds_run, run_folder
+from graftwood.training import STOPPED, as_begun, holds_run, run_folder
 from graftwood.tuning import execute
 
 # What runs are called for by options, besides one model on all rows.
@@ -196,6 +196,7 @@ def run(
 ) -> Run:
     """One run from a resolved configuration; what can be checked without the model is checked before it is opened."""
     out = run_folder(config.out, config.sources, resume)
+    config = as_begun(config, out / "run.toml") if resume else config
     drafted, given = draft(config, rows, _outline(config, model)), model
     model = model or load(config.model, device=config.device, dtype=config.dtype)
     quantise(model.base.decoder, config.base_precision)

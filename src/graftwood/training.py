@@ -15,7 +15,8 @@ import torch
 from pydantic import BaseModel
 
 from graftwood.checkpoint import step_folders
-from graftwood.config import read_config
+from graftwood.choose.budget import NONE
+from graftwood.config import RunConfig, read_config, read_toml
 from graftwood.data.mixture import weighted
 from graftwood.errors import ConfigError, StorageError
 from graftwood.evals.card import Cost, CurvePoint
@@ -95,6 +96,12 @@ def run_folder(out: str | None, sources: Sequence[str], resume: bool) -> Path:
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"{folder} is a file; give a folder with --out")
     return folder
+
+
+def as_begun(config: RunConfig, file: Path) -> RunConfig:
+    """What was asked, without the budget that it did not name and that a run which goes on was begun without."""
+    begun = config.keep is None and file.exists() and read_toml(file).get("keep") == NONE
+    return config.model_copy(update={"keep": NONE}) if begun else config
 
 
 def check_same(config: BaseModel, file: Path) -> None:

@@ -27,8 +27,8 @@ from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.task import Task
 from graftwood.files import sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
-from graftwood.job import Job, holds_of, paper_of, rows_of, settings_of
-from graftwood.keeping import WINDOWS, Deciding, check_items, keep
+from graftwood.job import Job, holds_of, paper_of, rows_of, settings_of, without_budget
+from graftwood.keeping import WINDOWS, Deciding, keep, short_of_items
 from graftwood.model.decoder import count_parameters
 from graftwood.model.expected import Expected
 from graftwood.progress import Display
@@ -57,6 +57,10 @@ def execute(job: Job, out: Path, display: Display, resume: bool, teach: Teach | 
     begin(job, out, resume)
     started = time.monotonic()
     known = measure_base(job, out, display)
+    if job.budget is not None and known.deciding is None:
+        job = without_budget(job, f"{known.plain}: a plain run, as with --keep none")
+        display.say(f"warning: {job.warnings[-1]}")
+        begin(job, out, resume=False)  # its run file repeats what runs
     measured = time.monotonic() - started
     trained = (teach or teach_all)(job, judge.drift_gauge(job.base, known.probe), out, display, resume)
     choice = None if known.deciding is None else keep(job, trained, known.deciding, out, display)
@@ -120,17 +124,19 @@ def report(
 
 @dataclass(frozen=True)
 class Known:
-    """What was measured of the base for the report, and under a budget what decides."""
+    """What was measured of the base for the report, and under a budget what decides, or why nothing can."""
 
     before: judge.Sheet
     probe: Expected
     deciding: Deciding | None = None
+    plain: str = ""
 
 
 def measure_base(job: Job, out: Path, display: Display) -> Known:
     """Put the paper to the base; under a budget half of the items report and the others decide.
 
-    Raises: ConfigError where a budget is given and the base has no ability above chance, or too few items to show it.
+    Where no budget was given and the base has no ability of which a share could be kept, or too few items to show it,
+    nothing decides: a plain run can go on (see `without_budget`). Raises: ConfigError where one was given.
     """
     base = job.base
     with base.decoder.without_deltas():
@@ -139,25 +145,36 @@ def measure_base(job: Job, out: Path, display: Display) -> Known:
             probe = probe_for(base, engine, job.technique.room(base.decoder))
         if job.budget is None:
             return Known(_base_sheet(job, engine, job.tasks, out, display), probe)
-        if not job.tasks:
-            room = job.technique.room(base.decoder)
-            raise ConfigError(
-                f"no ability of {base.name} can be measured in {room} positions, so no share can be kept; "
-                "give --keep none"
-            )
-        decide, asked = (list(side) for side in zip(*map(halves, job.tasks), strict=True))
-        before = _base_sheet(job, engine, asked, out, display)
+        decide, asked = (list(side) for side in zip(*map(halves, job.tasks), strict=True)) if job.tasks else ([], [])
         scores = skills.base_scores(base, engine, lambda what: display.say(f"base, to decide: {what}"), decide)
-        if not any(map(skills.counts, scores)):
+        if any(map(skills.counts, scores)):
+            decides, reports = probe.split(WINDOWS)
+            reserve = fitting(base, reserve_of(decide), job.technique.room(base.decoder)).tasks
+            deciding = Deciding.by(base, job.valid, scores, decides, reserve)
+            why = short_of_items(base, deciding, job.budget, display)
+            if why is None:
+                return Known(_base_sheet(job, engine, asked, out, display), reports, deciding)
+            _refuse_budget(job, why, "give a smaller share, more questions with --skills or --tier, or --keep none")
+        else:
+            why = _nothing_to_keep(job)
             more = "" if job.config.tier == "certificate" else ", or ask more items with --tier certificate"
-            raise ConfigError(
-                f"{base.name} is at chance in every ability, so no share can be kept; give --keep none{more}"
-            )
-        decides, reports = probe.split(WINDOWS)
-        reserve = fitting(base, reserve_of(decide), job.technique.room(base.decoder)).tasks
-        deciding = Deciding.by(base, job.valid, scores, decides, reserve)
-        check_items(base, deciding, job.budget, display)
-        return Known(before, reports, deciding)
+            _refuse_budget(job, why, f"give --keep none{more}")
+        return Known(_base_sheet(job, engine, job.tasks, out, display), probe, plain=why)
+
+
+def _refuse_budget(job: Job, why: str, way: str) -> None:
+    """Raises: ConfigError where a budget that nothing can show was asked for, by itself or by a race."""
+    if job.asked.keep is not None or job.asked.keep_worst is not None:
+        raise ConfigError(f"{why}; {way}")
+    if job.asked.search:
+        raise ConfigError(f"{why}, and a race is for a budget; leave out --search")
+
+
+def _nothing_to_keep(job: Job) -> str:
+    if job.tasks:
+        return f"{job.base.name} is at chance in every ability, so no share can be kept"
+    room = job.technique.room(job.base.decoder)
+    return f"no ability of {job.base.name} can be measured in {room} positions, so no share can be kept"
 
 
 def _base_sheet(job: Job, engine: Engine, tasks: Sequence[Task], out: Path, display: Display) -> judge.Sheet:
