@@ -366,7 +366,10 @@ def test_a_race_is_won_within_the_budget_and_goes_on_where_it_stopped(
 ) -> None:
     out = tmp_path / "run"
     options = QUICK | {"out": str(out), "skills": str(skills), "keep": "60%", "search": True, "epochs": 12}
-    run = gw.tune(str(folder), ROWS, **options)
+    run = gw.tune(str(folder), ROWS, **options | {"quiet": False})
+    said = capsys.readouterr().err
+    assert "stopped by you" not in said
+    assert said.count("paused at step") == len(RACING) - 1 + 3, "at 6% all that race, at 33% the three that went on"
     choice = run.report.choice
     assert choice is not None
     assert len(choice.arms) == len(RACING) - 1, "a sparse part of rank 16 does not fit this model"

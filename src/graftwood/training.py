@@ -147,8 +147,16 @@ def drive(
     with storage(f"write the curve into {out}"):
         atomic_write(out / "curve.svg", picture)
         png(picture, out / "curve.png", 900)
-    display.say(f"training ended at step {trainer.progress.step}: {trainer.progress.ended or 'stopped by you'}")
+    display.say(_halted(trainer))
     return curve
+
+
+def _halted(trainer: Trainer) -> str:
+    """Where training stands and why: at its end, stopped by the user, or paused for others to catch up."""
+    progress = trainer.progress
+    if progress.ended is None and not trainer.stop:
+        return f"paused at step {progress.step} of {trainer.order.steps}"
+    return f"training ended at step {progress.step}: {progress.ended or 'stopped by you'}"
 
 
 def _logged(event: Stepped | Evaluated, trainer: Trainer) -> dict[str, Any]:
