@@ -23,6 +23,7 @@ from graftwood.base import open_base
 from graftwood.choose.budget import Budget, read_budget
 from graftwood.choose.dial import Look, Settled
 from graftwood.choose.items import halves
+from graftwood.choose.race import RUNGS
 from graftwood.choose.recipe import RACING
 from graftwood.choose.relation import SHELF
 from graftwood.cli import NOTHING_SHIPPED, app, guarded
@@ -75,6 +76,11 @@ def test_what_is_shipped_was_certified_on_items_no_report_uses(
     assert choice.items + (skill.measure.base.n or 0) == 60
     assert run.report.chosen.settings["dial"] == f"{choice.dial:g}"
     assert choice.tokens > choice.plain_tokens > 0
+    assert choice.full is not None
+    assert (choice.full.seconds > 0, choice.full.tokens) == (True, choice.plain_tokens)
+    assert choice.full.source == "an estimate, from the forecast's speed"
+    assert run.report.gained.note is not None
+    assert "also chose the step and the dial: for figures that chose nothing give test" in run.report.gained.note
     again = gw.load(tmp_path / "run")
     assert again.generate(["say the now:"], max_tokens=6) == run.model.generate(["say the now:"], max_tokens=6)
     (learned,) = (home / SHELF).iterdir()
@@ -87,12 +93,19 @@ def test_an_impossible_budget_ships_nothing_and_names_its_price(
 ) -> None:
     rows, out = tmp_path / "rows.jsonl", tmp_path / "run"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    test = tmp_path / "test.jsonl"
+    test.write_text("".join(json.dumps(row | {"prompt": f"now {row['prompt']}"}) + "\n" for row in ROWS[:4]))
     words = ["tune", "--data", rows, "--model", folder, "--out", out, "--skills", skills, "--keep", "99%"]
+    words += ["--test", test]
     words += ["--lr", "0.3", "--epochs", "4", "--batch", "2", "--held-out", "0.3", "--technique", "full"]
     code = guarded(lambda: app([str(word) for word in words], standalone_mode=False))
     said = capsys.readouterr()
     card = read_report(out)
     assert card.choice is not None
+    assert (card.gained.split, card.gained.note) == ("test", None)
+    assert card.choice.full is not None
+    assert card.choice.full.source == "measured, without what held it to the base"
+    assert card.choice.full.tokens == card.choice.plain_tokens
     if card.choice.dial is None:
         assert code == 3
         assert "nothing is shipped" in said.err
@@ -376,6 +389,14 @@ def test_a_race_is_won_within_the_budget_and_goes_on_where_it_stopped(
     assert sum(arm.fate.startswith("won the race") for arm in choice.arms) == 1
     assert all(arm.tokens > 0 and arm.candidates for arm in choice.arms)
     assert choice.tokens == sum(arm.tokens for arm in choice.arms) > choice.plain_tokens
+    assert choice.full is not None
+    won_in_full = any(arm.name.startswith("full") and arm.fate.startswith("won") for arm in choice.arms)
+    assert choice.full.source.startswith("measured" if won_in_full else "an estimate, from the ")
+    assert won_in_full or choice.full.source.endswith(" steps that it raced")
+    assert {one.trained for arm in choice.arms if arm.fate.startswith("dropped") for one in arm.candidates} == {
+        rung.share for rung in RUNGS
+    }
+    assert "the step, the dial and the winner: for figures" in str(run.report.gained.note)
     if choice.dial is not None:
         (winner,) = [arm for arm in choice.arms if arm.name == choice.shipped]
         assert winner.settings["learning rate"] == run.report.chosen.settings["learning rate"]

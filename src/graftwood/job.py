@@ -39,7 +39,7 @@ class Job(Draft):
     """A draft that is ready to start: the technique is on the base, nothing has been trained.
 
     `budget` and `tasks` are what must be kept and what asks for it; training begins at the block `begins`;
-    `planted` are the rows of the `canaries`.
+    `planted` are the rows of the `canaries`, `expected` what training is to take, where it was asked.
     """
 
     base: Base
@@ -50,6 +50,7 @@ class Job(Draft):
     begins: int
     canaries: tuple[Canary, ...] = ()
     planted: tuple[Example, ...] = ()
+    expected: Forecast | None = None
 
     @property
     def taught(self) -> list[Example]:

@@ -18,15 +18,17 @@ from graftwood.data.encode import Example
 from graftwood.data.mixture import round_robin
 from graftwood.evals import asking, skills
 from graftwood.evals.asking import Scores
-from graftwood.evals.card import Arm, Candidate, Choice, Decision, Estimate
+from graftwood.evals.card import Arm, Candidate, Choice, Decision, Estimate, FullRun
 from graftwood.evals.decision import decide, is_open, items_needed, together, too_few
 from graftwood.evals.retention import compare
 from graftwood.evals.task import Task
 from graftwood.files import sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.job import Job, settings_of
+from graftwood.model.decoder import count_parameters
 from graftwood.model.expected import Expected
 from graftwood.progress import Display
+from graftwood.train.forecast import full_seconds, planned
 from graftwood.train.loop import mean_loss, way_back
 from graftwood.training import Trained
 
@@ -36,10 +38,11 @@ SMALLEST = 0.01  # a budget below a percent is none
 
 @dataclass(frozen=True)
 class Deciding:
-    """What decides and is in no report: validation rows with the base's loss on them, its scores, some of its text.
+    """What decides: validation rows with the base's loss on them, scores of the base and some of its text.
 
-    An answer of these rows has `answer` tokens on average. `reserve` are more items of one of the abilities, for
-    decisions that the others leave open.
+    Items and text are in no report. The rows are, where there are no test rows: GAINED then reads validation rows, and
+    the card says what they chose. An answer of these rows has `answer` tokens on average. `reserve` are more items of
+    one of the abilities, for decisions that the others leave open.
     """
 
     rows: tuple[Packed, ...]
@@ -254,9 +257,29 @@ def keep(
         tokens=progress.tokens,
         plain_seconds=progress.train_seconds - progress.held_seconds,
         plain_tokens=plain,
+        full=full_run(job, trained, plain),
     )
     display.say(choice.why + (f"; {choice.price}" if choice.price else ""))
     return choice
+
+
+def full_run(job: Job, trained: Trained, plain: int) -> FullRun | None:
+    """One full fine-tune of the same rows: this run where it was one, of `plain` tokens of rows, else an estimate.
+
+    None where there is nothing to estimate from, or where no full fine-tune can be: of a base in another precision.
+    """
+    decoder, progress = job.base.decoder, trained.progress
+    steps, tokens = planned(Examples(job.taught), job.plan)
+    if trained.parameters == count_parameters(decoder.parameters()):
+        own = progress.train_seconds - progress.held_seconds
+        if progress.ended is not None:
+            return FullRun(seconds=own, tokens=plain, source="measured, without what held it to the base")
+        source = f"an estimate, from the {progress.step} of {steps} steps of this run"
+        return FullRun(seconds=own * tokens / max(1, plain), tokens=tokens, source=source)
+    if job.expected is None or decoder.base_precision != "full":
+        return None
+    seconds = full_seconds(decoder, steps, tokens, job.expected.forward_tokens_per_second)
+    return FullRun(seconds=seconds, tokens=tokens, source="an estimate, from the forecast's speed")
 
 
 def candidates(settled: Settled) -> tuple[Candidate, ...]:

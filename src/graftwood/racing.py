@@ -14,20 +14,22 @@ from graftwood.anchor import narrow
 from graftwood.base import open_base
 from graftwood.checkpoint import load_step, step_folders
 from graftwood.choose.dial import Look
-from graftwood.choose.race import WON, Raced, Standing, race, standing
-from graftwood.choose.recipe import entrants
+from graftwood.choose.race import RUNGS, WON, Raced, Standing, race, standing
+from graftwood.choose.recipe import FULL, entrants
 from graftwood.choose.relation import read_relation
 from graftwood.config import RunConfig
+from graftwood.data.batch import Examples
 from graftwood.draft import choose, unsuited
 from graftwood.errors import ConfigError
 from graftwood.evals import judge
-from graftwood.evals.card import Arm, Candidate, Card, Choice
+from graftwood.evals.card import Arm, Candidate, Card, Choice, FullRun
 from graftwood.files import atomic_write, sha256_text, storage, write_json
 from graftwood.job import Job, holds_of, rows_of, settings_of
 from graftwood.keeping import Deciding, Looks, keep
 from graftwood.model.quantised import quantise
 from graftwood.progress import Display
 from graftwood.runtime import place
+from graftwood.train.forecast import planned
 from graftwood.train.loop import START, Evaluated, NonFiniteLossError, Progress, Trainer, way_back
 from graftwood.training import ARMS, RACE, Trained, drive
 from graftwood.tuning import Lesson, begin, measure_base, report, trainer_of
@@ -107,6 +109,11 @@ class Runner:
     def name(self) -> str:
         """Technique, anchors and rate."""
         return f"{' + '.join((self.technique.name, *(a.name for a in self.anchors)))} at {self.plan.learning_rate:g}"
+
+    @property
+    def planned(self) -> tuple[int, int]:
+        """Steps and tokens of its rows, did it go to its end."""
+        return planned(Examples(self._job.taught), self.plan)
 
     def job(self) -> Job:
         """The recipe on a base of its own, ready to train."""
@@ -244,8 +251,11 @@ def with_field(choice: Choice, runners: Sequence[Runner], ways: Sequence[Raced],
         if way.fate == WON:
             arms.append(won.model_copy(update={"name": way.name, "fate": f"{way.fate}, {won.fate}"}))
             continue
-        places = {look.alpha: look for standing in way.standings for look in (standing.end, standing.within)}
-        looked = tuple(Candidate(dial=look.alpha, loss=look.loss, drift=look.drift) for look in places.values())
+        looked = tuple(
+            Candidate(dial=look.alpha, loss=look.loss, drift=look.drift, trained=rung.share)
+            for rung, standing in zip(RUNGS, way.standings, strict=False)  # who is dropped has no standing after it
+            for look in dict.fromkeys((standing.end, standing.within))
+        )
         arms.append(Arm(name=way.name, settings=runner.settings, fate=way.fate, candidates=looked, **runner.tally))
     others = [runner.tally for runner, way in zip(runners, ways, strict=True) if way.fate != WON]
     (name,) = [way.name for way in ways if way.fate == WON]
@@ -256,8 +266,20 @@ def with_field(choice: Choice, runners: Sequence[Runner], ways: Sequence[Raced],
             "why": f"{name} won a race of {len(ways)}; {choice.why}",
             "seconds": seconds,
             "tokens": choice.tokens + sum(int(one["tokens"]) for one in others),
+            "full": raced_in_full(choice.full, runners, name),
         }
     )
+
+
+def raced_in_full(estimate: FullRun | None, runners: Sequence[Runner], winner: str) -> FullRun | None:
+    """One full fine-tune, reckoned from the steps that it raced; what is known without where it won or did not race."""
+    full = [runner for runner in runners if runner.technique.name == FULL]
+    raced = next((runner for runner in full if not runner.anchors and runner.tally["tokens"]), None)
+    if raced is None or any(runner.name == winner for runner in full):
+        return estimate
+    (steps, tokens), tally = raced.planned, raced.tally
+    source = f"an estimate, from the {tally['steps']} of {steps} steps that it raced"
+    return FullRun(seconds=tally["seconds"] * tokens / tally["tokens"], tokens=tokens, source=source)
 
 
 def _tally(progress: Progress) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def run(
     quantise(model.base.decoder, config.base_precision)
     with _kept(given), _resumable(config, out, display):
         job = prepare(drafted, model.base, display)
-        preview(job, display)
+        job = replace(job, expected=preview(job, display))
         work = next((kind for asked, kind in _KINDS.items() if getattr(config, asked)), execute)
         card = work(job, out, display, resume)
     nothing = card.choice is not None and card.choice.dial is None

@@ -107,7 +107,7 @@ def report(
         data=", ".join(min(source, os.path.relpath(source), key=len) for source in job.config.sources),
         data_rows={"train": len(job.train), "valid": len(job.valid), "test": len(job.test)},
         warnings=(*job.warnings, *paper.left_out, *unmoved),
-        gained=judge.gained(paper, known.before, after),
+        gained=judge.gained(paper, known.before, after).model_copy(update={"note": _flattered(job, paper)}),
         tasks=judge.gained_by_task(paper, known.before, after),
         kept=judge.kept(known.before, after, moved, known.probe),
         memory=_memory(job, known.before, after, engine),
@@ -229,6 +229,16 @@ def trainer_of(job: Job, lesson: Lesson, gauge: Callable[[], float], out: Path, 
     return Trainer(
         decoder, lesson.train, lesson.valid, lesson.plan, out / "checkpoints", gauge, rates, stage, lesson.holds
     )
+
+
+def _flattered(job: Job, paper: judge.Paper) -> str | None:
+    """What the rows of GAINED have chosen as well, where they are validation rows; test rows choose nothing."""
+    if not paper.heldout or "valid" not in paper.splits.values():
+        return None
+    chose = ["the step", *(["the dial"] if job.budget else []), *(["the winner"] if job.config.search else [])]
+    listed = " and ".join(filter(None, (", ".join(chose[:-1]), chose[-1])))
+    fix = "for figures that chose nothing give test rows (--test FILE, or test.jsonl in the folder of --data)"
+    return f"validation rows also chose {listed}: {fix}"
 
 
 def _memory(job: Job, before: judge.Sheet, after: judge.Sheet, engine: Engine) -> Memory:

@@ -11,12 +11,24 @@ from html.parser import HTMLParser
 from itertools import combinations
 
 import pytest
-from card_samples import CARDS, GONE, HOSTILE, bare_card, floor_card, full_card, hostile_card, measured
+from card_samples import (
+    CARDS,
+    GONE,
+    HOSTILE,
+    NOTE,
+    bare_card,
+    floor_card,
+    full_card,
+    hostile_card,
+    measured,
+    raced,
+    raced_card,
+)
 from rich.cells import cell_len
 from rich.console import Console
 
 from graftwood.errors import ConfigError
-from graftwood.evals import memory_words, words
+from graftwood.evals import budget_words, memory_words, words
 from graftwood.evals.card import (
     Arm,
     Canaries,
@@ -30,12 +42,14 @@ from graftwood.evals.card import (
     Learner,
     Matrix,
 )
+from graftwood.evals.explain import explain
 from graftwood.evals.html import card_html
 from graftwood.evals.lights import EXTRACTABLE, RATIO, level, lights, position
 from graftwood.evals.report import read_report, write_report
 from graftwood.evals.svg import card_svg, curve_svg, skills_svg
 from graftwood.evals.svgkit import extent, labels, shorten, ticks, wrap
 from graftwood.evals.terminal import render
+from graftwood.evals.tradeoff import choice_curves, looks_svg, tradeoff_svg
 
 VOID = {"meta", "br", "link", "img", "hr"}
 every_card = pytest.mark.parametrize("card", [build() for build in CARDS.values()], ids=list(CARDS))
@@ -226,7 +240,52 @@ def test_the_items_that_decided_are_those_of_the_decision():
     took = {"seconds": 1.0, "tokens": 1, "plain_seconds": 1.0, "plain_tokens": 1}
     picked = {"shipped": "lora", "dial": 1.0, "why": "", "price": None, "worst_budget": None}
     choice = Choice(budget=0.95, base_loss=2.0, items=342, arms=(arm,), **picked, **took)
-    assert "on 700 other items, which decided" in words.budget_line(choice)
+    assert "on 700 other items, which decided" in budget_words.budget_line(choice)
+
+
+def explained(choice):
+    out = io.StringIO()
+    explain(choice, Console(file=out, width=200))
+    return out.getvalue()
+
+
+def test_a_race_says_what_it_kept_of_the_worst_and_what_it_cost_beside_a_full_fine_tune():
+    card = raced_card()
+    page = "".join(Page(card_html(card)).text).split("Raw data")[0]
+    held = (
+        "budget 95%, 90% of the worst ability: held at 97.2% (95% CI 95.2 to 99.2), of piqa 95.0% (95% CI 91.0 to "
+        "99.0), on 700 other items, which decided"
+    )
+    took = "took 10 min 0 s and 300.0k tokens of training, 3.00 times training alone (about 3 min 20 s, 120.0k tokens)"
+    beside = (
+        "2.00 times the seconds and 2.50 times the tokens of one full fine-tune of the same rows (5 min 0 s, "
+        "120.0k tokens; an estimate, from the 9 of 150 steps that it raced)"
+    )
+    for text in (page, printed(card, width=250), explained(raced())):
+        for line in (held, took, beside):
+            assert line in text
+    shown = " ".join(text for text, *_ in text_boxes(card_svg(card)))
+    assert "budget 95%, 90% of the worst ability: certified at dial 0.75" in shown
+    without = raced().model_copy(update={"worst_budget": None, "full": None})
+    assert "worst ability:" not in (told := explained(without))
+    assert "held at 97.2% (95% CI 95.2 to 99.2) on 700 other items" in told
+    assert "full fine-tune of" not in told
+    assert "nothing is shipped" in budget_words.budget_line(raced().model_copy(update={"shipped": None, "dial": None}))
+
+
+def test_what_else_the_measured_rows_were_used_for_stands_beside_the_gain():
+    card = raced_card()
+    page = "".join(Page(card_html(card)).text).split("Raw data")[0]
+    assert page.count(NOTE) == printed(card, width=250).count(NOTE) == 1
+    assert NOTE not in printed(full_card(), width=250)
+
+
+def test_the_record_of_a_race_says_how_far_a_recipe_was_trained_when_it_was_looked_at():
+    lost, _, won, _ = re.split(r"\n\n", explained(raced()))[1:5]
+    assert re.findall(r"^(\d+%) +(\S+)", lost, re.MULTILINE) == [
+        ("6%", "1"), ("6%", "0.63"), ("33%", "1"), ("33%", "0.47")
+    ]  # fmt: skip
+    assert "trained" not in won
 
 
 def test_settings_with_a_reason_come_first():
@@ -285,7 +344,10 @@ def test_ticks_are_round(low, high, marks):
 
 @every_card
 def test_the_picture_is_well_formed_and_nothing_overlaps(card):
-    for svg in (card_svg(card), curve_svg(card.curve, card.chosen.best_step), skills_svg(card.kept.skills)):
+    drawn = [card_svg(card), curve_svg(card.curve, card.chosen.best_step), skills_svg(card.kept.skills)]
+    if card.choice is not None:
+        drawn += [looks_svg(card.choice, "nats"), tradeoff_svg(choice_curves(card.choice), "nats", 0.95, 0.9)]
+    for svg in drawn:
         assert_laid_out(svg)
         assert "nan" not in svg.lower()
         assert "<script" not in svg

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+from card_samples import raced
 
 from graftwood.evals.card import Estimate
-from graftwood.evals.svgkit import extent
-from graftwood.evals.tradeoff import Curve, Point, tradeoff_svg
+from graftwood.evals.svgkit import PAPER, extent
+from graftwood.evals.tradeoff import COLOURS, SHIPPED, Curve, Point, choice_curves, looks_svg, tradeoff_svg
 
 Box = tuple[float, float, float, float]
 
@@ -50,3 +51,50 @@ def test_points_that_bear_their_names_have_them_once_and_apart(count: int) -> No
     for number, one in enumerate(found):
         for other in found[:number]:
             assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+
+
+def test_every_recipe_of_a_race_has_a_curve_as_it_left() -> None:
+    choice = raced()
+    svg = looks_svg(choice, "nats")
+    routes = {
+        colour: [tuple(map(float, place.split())) for place in route.split("L")]
+        for route, colour in re.findall(r'<path d="M([^"]*)" fill="none" stroke="([^"]*)"', svg)
+    }
+    assert list(routes) == list(COLOURS[: len(choice.arms)])
+    assert [len(route) for route in routes.values()] == [3, 2, 4, 3], "the base, and the places of the last standing"
+    assert len({route[0] for route in routes.values()}) == 1
+    for route in routes.values():
+        assert [x for x, _ in route] == sorted(x for x, _ in route), "drift grows outwards"
+    width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
+    assert all(0 <= x <= width and 0 <= y <= height for route in routes.values() for x, y in route)
+    names = [f"{arm.name}{left}" for arm, left in zip(choice.arms, (" (33%)", " (6%)", "", " (6%)"), strict=True)]
+    assert len(boxes(svg, names)) == len(names)
+    assert "dial 1, over budget" in svg
+    assert "dial 0.75, shipped" in svg
+    (x, y), *_ = re.findall(rf'<circle cx="([\d.]+)" cy="([\d.]+)" r="7" fill="{SHIPPED}"', svg)
+    assert (float(x), float(y)) == routes[COLOURS[2]][2]
+    looked = len(re.findall(rf'r="4" fill="{PAPER}"', svg))
+    assert looked == 2 + 1 + 1 + 2, "what was not certified is hollow"
+
+
+def test_the_worst_ability_has_a_line_and_points_of_its_own() -> None:
+    choice = raced()
+    both = tradeoff_svg(choice_curves(choice), "nats", choice.budget, choice.worst_budget)
+    assert len(boxes(both, ["worst ability 90%", "budget 95%"])) == 2
+    hollow = rf'<circle [^>]*r="3.5" fill="{PAPER}"'
+    assert len(re.findall(hollow, both)) == 2
+    alone = choice.model_copy(update={"worst_budget": None})
+    svg = tradeoff_svg(choice_curves(alone), "nats", alone.budget, alone.worst_budget)
+    assert "worst ability" not in svg
+    assert not re.findall(hollow, svg)
+
+
+def test_a_choice_without_a_place_or_a_gain_is_drawn() -> None:
+    choice = raced()
+    none = choice.model_copy(update={"arms": ()})
+    assert "no place was looked at" in looks_svg(none, "nats")
+    worse = choice.model_copy(update={"base_loss": 0.5, "shipped": None, "dial": None})
+    assert looks_svg(worse, "nats").count("<path") == 4
+    moved = choice.arms[1].candidates[0].model_copy(update={"drift": 0.0})
+    still = choice.model_copy(update={"arms": (choice.arms[1].model_copy(update={"candidates": (moved,)}),)})
+    assert "nan" not in looks_svg(still, "nats")

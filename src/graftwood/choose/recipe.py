@@ -8,15 +8,15 @@ from graftwood.technique import TECHNIQUES
 
 AUTO = "auto"
 KEEP = "95%"
-FIXED = "lora"
+FIXED, FULL = "lora", "full"
 HELD = 3.0  # what multiplies the learning rate where the base's own text holds the model
 
 # Techniques that race, with what multiplies the learning rate of each and whether the base's own text holds it.
 RACING = (
     ("lora", 1.0, True),
     ("lora", 3.0, True),
-    ("full", 1.0, False),
-    ("full", 3.0, True),
+    (FULL, 1.0, False),
+    (FULL, 3.0, True),
     ("freeze", 3.0, True),
     ("shira", 3.0, True),
 )

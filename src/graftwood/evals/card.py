@@ -39,11 +39,15 @@ class Compared(Record):
 
 
 class Gained(Record):
-    """The task on rows that were not trained on; the first measure is the headline."""
+    """The task on rows that were not trained on; the first measure is the headline.
+
+    `note` says what else these rows were used for, where they are no test rows.
+    """
 
     rows: int
     split: str
     measures: tuple[Compared, ...]
+    note: str | None = None
 
 
 class TaskGained(Record):
@@ -183,13 +187,15 @@ class Decision(Record):
 class Candidate(Record):
     """One place on an arm's way from the base: validation loss (nats an answer token) and drift (nats a token).
 
-    Where it was certified, what is kept there on the items that decide, and whether the budget held.
+    Where it was certified, what is kept there on the items that decide, and whether the budget held. `trained` is the
+    share of its steps that a recipe had trained when a race looked at it.
     """
 
     dial: float
     loss: float
     drift: float
     decision: Decision | None = None
+    trained: float | None = None
 
 
 class Arm(Record):
@@ -204,12 +210,21 @@ class Arm(Record):
     candidates: tuple[Candidate, ...] = ()
 
 
+class FullRun(Record):
+    """One full fine-tune of the same rows, and where its figures are from: measured, or how they were estimated."""
+
+    seconds: float
+    tokens: int
+    source: str
+
+
 class Choice(Record):
     """How the budget was kept: every arm and place that was tried, what is shipped, and what the choice cost.
 
     `shipped` names an arm and `dial` its place; both are None where nothing gained within the budget. `price` then
     says what a smaller budget would buy. `seconds` are those of the steps, the looks and the certificates, in a race of
-    all that it did; `plain_seconds` is what training alone would have taken without anchors.
+    all that it did; `plain_seconds` is what training alone would have taken without anchors, `full` what training every
+    parameter takes.
     """
 
     budget: float
@@ -225,6 +240,7 @@ class Choice(Record):
     tokens: int
     plain_seconds: float
     plain_tokens: int
+    full: FullRun | None = None
 
 
 class Cost(Record):

@@ -6,21 +6,23 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graftwood.evals import words
+from graftwood.evals import budget_words, words
 from graftwood.evals.card import Arm, Candidate, Choice
 from graftwood.evals.terminal import print_plainly
+
+_TITLES = ("dial", "loss", "gain", "drift", "kept of the base", "worst ability", "")
 
 
 def explain(choice: Choice, console: Console) -> None:
     """Print the record of a choice."""
-    parts: list[RenderableType] = [Text(words.budget_line(choice), "bold"), Text(f"{choice.why}.")]
+    parts: list[RenderableType] = [Text(budget_words.budget_line(choice), "bold"), Text(f"{choice.why}.")]
     if choice.price is not None:
         parts.append(Text(choice.price))
     parts += [
         Group(Text(f"\n{arm.name}: {arm.fate}", "bold"), Text(_taken(arm), "dim"), _places(arm, choice), *_failed(arm))
         for arm in choice.arms
     ]
-    parts.append(Text(f"\n{words.choice_cost(choice)}"))
+    parts += ["", *map(Text, budget_words.choice_cost(choice))]
     print_plainly(Group(*parts), console)
 
 
@@ -31,10 +33,13 @@ def _taken(arm: Arm) -> str:
 
 def _places(arm: Arm, choice: Choice) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for title in ("dial", "loss", "gain", "drift", "kept of the base", "worst ability", ""):
-        table.add_column(title, no_wrap=title in ("dial", "loss", "gain", "drift"))
+    raced = any(one.trained is not None for one in arm.candidates)
+    titles = ("trained", *_TITLES) if raced else _TITLES
+    for title in titles:
+        table.add_column(title, no_wrap=title in ("trained", "dial", "loss", "gain", "drift"))
     for one in arm.candidates:
-        table.add_row(*map(Text, _cells(one, arm, choice)))
+        trained = ("" if one.trained is None else f"{one.trained:.0%}",) if raced else ()
+        table.add_row(*map(Text, (*trained, *_cells(one, arm, choice))))
     return table
 
 

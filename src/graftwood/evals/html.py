@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from graftwood.evals import memory_words, words
+from graftwood.evals import budget_words, memory_words, words
 from graftwood.evals.card import (
     Canaries,
     Card,
@@ -25,7 +25,7 @@ from graftwood.evals.card import (
 from graftwood.evals.html_style import CSS
 from graftwood.evals.lights import lights
 from graftwood.evals.svg import curve_svg, skills_svg
-from graftwood.evals.tradeoff import choice_curves, tradeoff_svg
+from graftwood.evals.tradeoff import choice_curves, looks_svg, tradeoff_svg
 
 GLOSSARY = (
     ("95% CI", "The range that holds the true value in 95 of 100 repetitions. When the range of a change holds zero, "
@@ -51,6 +51,11 @@ GLOSSARY = (
     ("Canaries", "Made-up secrets planted in the training rows on request. Exposure is how far up the secret stands "
      "among codes of its kind, in bits: 1.4 on average for what was never learned."),
 )  # fmt: skip
+
+_LOOKS = (
+    "Every recipe from the base to where its training ended or, in brackets, had come when it left the race. Hollow: "
+    "looked at. Full: certified. What lost much is at the edge."
+)
 
 
 def card_html(card: Card) -> str:
@@ -159,7 +164,8 @@ def _gained(gained: Gained) -> str:
     )
     line = f"On {words.plural(gained.rows, 'row')} it was not trained on ({gained.split})."
     table = _table(("measure", "base", "tuned", "change"), rows) if gained.measures else "<p>No measure was taken.</p>"
-    return _section("Gained", f"<p>{_text(line)}</p>", table, accent="gained")
+    note = "" if gained.note is None else f"<p class=soft>{_text(gained.note)}</p>"
+    return _section("Gained", f"<p>{_text(line)}</p>{note}", table, accent="gained")
 
 
 def _tasks(tasks: tuple[TaskGained, ...]) -> str:
@@ -246,10 +252,18 @@ def _canaries(given: Canaries) -> str:
 
 
 def _choice(choice: Choice) -> str:
-    said = (words.budget_line(choice), choice.why, *([choice.price] if choice.price else []), words.choice_cost(choice))
-    picture = tradeoff_svg(choice_curves(choice), "fall of validation loss, nats a token", choice.budget)
-    figure = _figure(picture, "Every certified place: gained against kept, on items that no other figure here uses")
-    return _section("Budget", "".join(f"<p>{_text(line)}</p>" for line in said), figure, accent="kept")
+    said = (
+        budget_words.budget_line(choice),
+        choice.why,
+        *([choice.price] if choice.price else []),
+        *budget_words.choice_cost(choice),
+    )
+    gain, lines = "fall of validation loss, nats a token", "".join(f"<p>{_text(line)}</p>" for line in said)
+    looks = _figure(looks_svg(choice, gain), _LOOKS)
+    picture = tradeoff_svg(choice_curves(choice), gain, choice.budget, choice.worst_budget)
+    below = "" if choice.worst_budget is None else "; hollow below: its worst ability"
+    certified = "Every certified place: gained against kept, on items that no other figure here uses"
+    return _section("Budget", lines, looks, _figure(picture, certified + below), accent="kept")
 
 
 def _chosen(chosen: Chosen) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graftwood.evals import words
+from graftwood.evals import budget_words, words
 from graftwood.evals.card import Card, Choice, Chosen, Compared, Gained, Kept, Memory, Skill
 from graftwood.evals.lights import COLOURS, LEVELS, Light, lights
 from graftwood.evals.svgkit import FAINT, HAIR, INK, PAPER, SOFT, TRACK, Canvas, Scale, extent, ticks
@@ -93,7 +93,7 @@ def _bars(canvas: Canvas, box: Box, measure: Compared, accent: str) -> None:
 def kept(canvas: Canvas, box: Box, given: Kept, choice: Choice | None = None) -> None:
     """The kept share, the drift, and each skill before and after; under a budget whether it held."""
     accent = words.ACCENTS["KEPT"]
-    aside = "the same questions before and after" if choice is None else words.budget_short(choice)
+    aside = "the same questions before and after" if choice is None else budget_words.budget_short(choice)
     heading(canvas, box, "KEPT", aside, accent)
     shown, behind = words.kept_share(given)
     big(canvas, box, shown, "of the base's skills", behind, accent)

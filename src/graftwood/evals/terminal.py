@@ -6,7 +6,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from graftwood.evals import memory_words, words
+from graftwood.evals import budget_words, memory_words, words
 from graftwood.evals.card import Canaries, Card, Choice, Gained, Kept, Matrix, Sample, Skill, TaskGained
 from graftwood.evals.lights import COLOURS, lights
 
@@ -64,6 +64,8 @@ def _gained(gained: Gained) -> RenderableType:
     lines = [Text(words.gained_line(gained), "bold")]
     for measure in gained.measures[1:]:
         lines.append(Text(words.measure_line(measure), _MOVED[words.direction(measure)]))
+    if gained.note is not None:
+        lines.append(Text(words.one_line(gained.note), "dim"))
     return Group(*lines, "")
 
 
@@ -133,8 +135,12 @@ def _kept(kept: Kept) -> RenderableType:
 
 
 def _budget(choice: Choice) -> RenderableType:
-    lines = [Text(words.budget_line(choice), "bold"), Text(choice.why), *([Text(choice.price)] if choice.price else [])]
-    return Group(*lines, Text(words.choice_cost(choice), "dim"), "")
+    lines = [
+        Text(budget_words.budget_line(choice), "bold"),
+        Text(choice.why),
+        *([Text(choice.price)] if choice.price else []),
+    ]
+    return Group(*lines, *(Text(line, "dim") for line in budget_words.choice_cost(choice)), "")
 
 
 def _skill(table: Table, skill: Skill) -> None:

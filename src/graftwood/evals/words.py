@@ -8,7 +8,6 @@ from typing import Literal
 from graftwood.evals.card import (
     Card,
     Cell,
-    Choice,
     Chosen,
     Compared,
     Cost,
@@ -330,35 +329,3 @@ def rows_line(card: Card) -> str:
 def created(card: Card) -> str:
     """The day and minute of the report."""
     return one_line(card.created.replace("T", " "), 17).rstrip("…")
-
-
-def budget_line(choice: Choice) -> str:
-    """Whether the budget held and on what: `budget 95%: held at 97.1% (95% CI 95.4 to 98.9) on 342 other items`."""
-    budget = f"budget {choice.budget * 100:.4g}%"
-    shipped = [
-        one.decision
-        for arm in choice.arms
-        for one in arm.candidates
-        if arm.name == choice.shipped and one.dial == choice.dial
-    ]
-    if not shipped or shipped[0] is None:
-        return f"{budget}: nothing is shipped"
-    items = shipped[0].items or choice.items  # more than at first, where those left it open
-    return f"{budget}: held at {estimate(shipped[0].kept, 'share')} on {items:,} other items, which decided"
-
-
-def budget_short(choice: Choice) -> str:
-    """The same in a few words: `budget 95%: certified at dial 0.75`."""
-    budget = f"budget {choice.budget * 100:.4g}%"
-    return f"{budget}: nothing is shipped" if choice.dial is None else f"{budget}: certified at dial {choice.dial:g}"
-
-
-def choice_cost(choice: Choice) -> str:
-    """What choosing took beside training alone."""
-    if choice.plain_seconds <= 0:
-        return f"took {duration(choice.seconds)}, {count(choice.tokens)} tokens"
-    share = choice.seconds / choice.plain_seconds
-    return (
-        f"took {duration(choice.seconds)} and {count(choice.tokens)} tokens, {share:.2f} times training alone "
-        f"(about {duration(choice.plain_seconds)}, {count(choice.plain_tokens)} tokens)"
-    )

@@ -15,6 +15,8 @@ from graftwood.runtime import give_back_memory, peak_memory_bytes, wait_for
 from graftwood.train.loop import Plan, optimiser_for
 from graftwood.train.loss import summed_loss, token_losses
 
+_TRIED = 4 << 20  # parameters; with their moments more than a processor's cache holds
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -37,6 +39,29 @@ class Forecast:
     def seconds(self) -> float:
         """Training and its evaluations together, with what is computed once before."""
         return self.train_seconds + self.valid_seconds + self.below_seconds
+
+
+def planned(train: Rows, plan: Plan) -> tuple[int, int]:
+    """Optimiser steps and tokens of a run that goes to its end."""
+    order = order_for(train.tasks, plan.shares, plan.batch, plan.epochs, plan.seed)
+    return order.steps, order.tokens(train.sizes)
+
+
+def full_seconds(decoder: Decoder, steps: int, tokens: int, forward_tokens_per_second: float) -> float:
+    """What training every parameter for so long would take, estimated without the memory that it would need.
+
+    Forward and backward are three times the matrix products of forward alone; AdamW goes over all parameters at each
+    step, at the speed it has on some, timed here.
+    """
+    tried = torch.nn.Parameter(torch.zeros(_TRIED, device=decoder.device))
+    tried.grad = torch.zeros_like(tried)
+    optimiser = torch.optim.AdamW([tried], lr=0.0, fused=True)
+    for _ in range(2):  # the first makes the moments
+        started = _now(decoder)
+        optimiser.step()
+        stepped = _now(decoder) - started
+    parameters = count_parameters(decoder.parameters())
+    return tokens * 3 / forward_tokens_per_second + steps * stepped * parameters / _TRIED
 
 
 def forecast(decoder: Decoder, train: Rows, valid: Rows, plan: Plan) -> Forecast:
