@@ -37,8 +37,12 @@ from graftwood.evals.given import find_tasks
 from graftwood.evals.report import read_report
 from graftwood.evals.skills import work
 from graftwood.evals.tiers import sized
+from graftwood.job import prepare, preview
 from graftwood.keeping import Deciding, price, reason
+from graftwood.model.decoder import count_parameters
 from graftwood.model.expected import Expected
+from graftwood.progress import Display
+from graftwood.racing import preview_race
 from graftwood.train.loop import Evaluated, Stepped, Trainer
 from tiny import WORDS, decoder, encoded, model_folder, picked
 
@@ -61,7 +65,9 @@ def skills(folder: Path, tmp_path: Path) -> Path:
 def test_what_is_shipped_was_certified_on_items_no_report_uses(
     folder: Path, skills: Path, tmp_path: Path, home: Path
 ) -> None:
-    run = gw.tune(str(folder), ROWS, out=str(tmp_path / "run"), skills=str(skills), keep="60%", lr=0.01, **QUICK)
+    # Long enough for the anchor to read some text of the base's.
+    options = QUICK | {"epochs": 18, "keep": "60%", "lr": 0.004, "skills": str(skills)}
+    run = gw.tune(str(folder), ROWS, out=str(tmp_path / "run"), **options)
     choice = run.report.choice
     assert choice is not None
     assert choice.dial is not None
@@ -412,6 +418,30 @@ def test_a_race_is_won_within_the_budget_and_goes_on_where_it_stopped(
     assert "dropped at 6% of its steps" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ConfigError, match="--search chooses the technique, and lora is given"):
         gw.tune(str(folder), ROWS, **options | {"out": str(tmp_path / "other"), "technique": "lora"})
+
+
+def test_a_race_is_forecast_with_all_that_race(folder: Path, skills: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sixteen steps: five recipes train one, three go on to the fifth, one to the end."""
+    some = {"held_out": 0.3, "epochs": 4, "batch": 2, "max_length": 64, "technique": "auto"}
+    config = RunConfig(data=IN_MEMORY, model=str(folder), skills=str(skills), keep="60%", **some)
+    opened, expected = gw.load(folder, device="cpu"), {}
+    for search in (False, True):
+        asked = config.model_copy(update={"search": search})
+        job = prepare(draft(asked, ROWS, lambda: decoder(max_positions=512)), opened.base, Display())
+        before = {name: tensor.clone() for name, tensor in job.base.decoder.named_parameters()}
+        expected[search] = preview_race(job, Display()) if search else preview(job, Display())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in job.base.decoder.named_parameters())
+        opened.base.decoder.take_off()
+    plain, race = expected[False], expected[True]
+    assert (plain.steps, race.steps) == (16, 5 * 1 + 3 * 4 + 11)
+    assert race.tokens == pytest.approx(plain.tokens * race.steps / plain.steps, abs=1)
+    assert race.trained_parameters == count_parameters(opened.base.decoder.parameters()), "full tuning races"
+    assert race.memory_bytes >= plain.memory_bytes
+    assert race.train_seconds == pytest.approx(race.tokens / race.tokens_per_second, rel=0.01)
+    said = capsys.readouterr().err
+    assert "a race of 5: lora + kl at" in said
+    assert said.count("parameters train (") == 1, "of the plain run alone"
+    assert said.count("measuring: up to") == 2
 
 
 def test_only_what_a_quantised_base_can_hold_races_on_it(folder: Path, skills: Path, tmp_path: Path) -> None:

@@ -167,11 +167,16 @@ def _describe_mixture(display: Display, train: Sequence[Example], plan: Plan) ->
     return tuple(order.dry())
 
 
+def tried(job: Job) -> Forecast:
+    """What training will take, by a trial of it."""
+    rows = rows_tried(job.base.decoder, job.taught, job.begins)
+    return forecast(job.base.decoder, rows, Examples(job.valid), job.plan)
+
+
 def preview(job: Job, display: Display) -> Forecast:
     """Say what will run, why, and what it will take."""
     with display.stage("forecast"):
-        rows = rows_tried(job.base.decoder, job.taught, job.begins)
-        expected = forecast(job.base.decoder, rows, Examples(job.valid), job.plan)
+        expected = tried(job)
     total = count_parameters(job.base.decoder.parameters())
     display.say(
         f"{job.technique.title} on {job.base.name}: {expected.trained_parameters:,} of {total:,} parameters train "
@@ -182,6 +187,12 @@ def preview(job: Job, display: Display) -> Forecast:
         f"forecast: {expected.steps} steps, {expected.tokens:,} tokens at {expected.tokens_per_second:.0f} tokens/s: "
         f"about {duration(expected.seconds)} of training, {size(expected.memory_bytes)} of memory"
     )
+    say_beside(job, expected, display)
+    return expected
+
+
+def say_beside(job: Job, expected: Forecast, display: Display) -> None:
+    """Say what comes before and after training, and how this machine could be quicker."""
     if hint := advice(Place(job.base.decoder.device, job.base.decoder.compute_dtype)):
         display.say(hint)
     if job.begins:
@@ -194,7 +205,6 @@ def preview(job: Job, display: Display) -> Forecast:
     if job.config.each:
         display.say("then one adapter a task on its own rows: in all about as long again")
     display.say(f"measuring: up to {duration(sitting)} for the tuned model, as long for the base where it is not known")
-    return expected
 
 
 def paper_of(job: Job) -> judge.Paper:

@@ -24,12 +24,13 @@ from graftwood.errors import ConfigError
 from graftwood.evals import judge
 from graftwood.evals.card import Arm, Candidate, Card, Choice, FullRun
 from graftwood.files import atomic_write, sha256_text, storage, write_json
-from graftwood.job import Job, holds_of, rows_of, settings_of
-from graftwood.keeping import Deciding, Looks, keep
+from graftwood.job import Job, holds_of, rows_of, say_beside, settings_of, tried
+from graftwood.keeping import ROWS, WINDOWS, Deciding, Looks, keep
 from graftwood.model.quantised import quantise
-from graftwood.progress import Display
-from graftwood.runtime import place
-from graftwood.train.forecast import planned
+from graftwood.progress import Display, duration, size
+from graftwood.runtime import give_back_memory, place
+from graftwood.samples import LENGTH
+from graftwood.train.forecast import Forecast, planned
 from graftwood.train.loop import START, Evaluated, NonFiniteLossError, Progress, Trainer, way_back
 from graftwood.training import ARMS, RACE, Trained, drive
 from graftwood.tuning import Lesson, begin, measure_base, report, trainer_of
@@ -89,15 +90,18 @@ class Race:
     start: Start
 
 
-class Runner:
-    """One recipe in the race: trained rung by rung in a folder of its own, its standings kept there."""
+class Recipe:
+    """One recipe of the race, beside the job that asks for it."""
 
-    def __init__(self, job: Job, config: RunConfig, shared: Race, out: Path, display: Display) -> None:
+    def __init__(self, job: Job, config: RunConfig) -> None:
         self.technique, plan, self.reasons, self.anchors = choose(config)
         self.plan = replace(plan, decay_share=DECAY, shares=job.plan.shares)
-        self._job, self._config, self._race, self._display = job, config, shared, display
-        self.folder = out / ARMS / self.name.replace(" ", "")
-        self.tally = _tally(Progress())
+        self._job, self._config = job, config
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps it from racing on this base."""
+        return unsuited(self._config, self.technique, self.anchors, self._job.base.decoder)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -128,6 +132,16 @@ class Runner:
         recipe = {"technique": technique, "plan": self.plan, "reasons": self.reasons, "anchors": self.anchors}
         return replace(given, config=config, base=base, begins=begins, **recipe)  # type: ignore[arg-type]
 
+
+class Runner(Recipe):
+    """One recipe in the race: trained rung by rung in a folder of its own, its standings kept there."""
+
+    def __init__(self, job: Job, config: RunConfig, shared: Race, out: Path, display: Display) -> None:
+        super().__init__(job, config)
+        self._race, self._display = shared, display
+        self.folder = out / ARMS / self.name.replace(" ", "")
+        self.tally = _tally(Progress())
+
     def train(self, share: float = 1.0) -> tuple[Job, Trained]:
         """Train from the last checkpoint until a share of the steps; at the end the best parameters are put back.
 
@@ -139,7 +153,7 @@ class Runner:
         trainer = trainer_of(job, lesson, gauge, self.folder, self._display)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._race.start.give(trainer, self.folder)
-        until = None if share == 1 else max(1, round(share * trainer.order.steps))
+        until = None if share == 1 else _until(share, trainer.order.steps)
         try:  # what lies in the folder is of this race: another's was refused
             curve = drive(trainer, self.folder, self._display, resume=True, remark=self._noted, until=until)
         finally:
@@ -184,6 +198,64 @@ class Runner:
         return found if all(map(math.isfinite, told)) else None
 
 
+def _until(share: float, steps: int) -> int:
+    """The step that ends a rung."""
+    return max(1, round(share * steps))
+
+
+def preview_race(job: Job, display: Display) -> Forecast:
+    """Say who races and what that will take, should those that train longest stay in the race.
+
+    A technique is tried once, on a base of its own beside the one that is open, as it will train.
+
+    Raises: ConfigError where no recipe fits.
+    """
+    entered = [Recipe(job, config) for config in entrants(job.config)]
+    recipes = [recipe for recipe in entered if not recipe.problems]
+    if not recipes:
+        why = "; ".join(f"{recipe.name}: {', '.join(recipe.problems)}" for recipe in entered)
+        raise ConfigError(f"no recipe of the race fits: {why}")
+    known: dict[str, Forecast] = {}
+    with display.stage("forecast of each technique in the race"):
+        for recipe in recipes:
+            if repr(recipe.technique) not in known:
+                known[repr(recipe.technique)] = tried(recipe.job())
+                give_back_memory()  # of that base, before the next is opened
+    expected = of_race([known[repr(recipe.technique)] for recipe in recipes], job)
+    display.say(f"a race of {len(recipes)}: {', '.join(recipe.name for recipe in recipes)}")
+    display.say(
+        f"forecast: up to {expected.steps} steps, {expected.tokens:,} tokens at {expected.tokens_per_second:.0f} "
+        f"tokens/s: about {duration(expected.seconds)} of training where those stay in that train longest, "
+        f"{size(expected.memory_bytes)} of memory"
+    )
+    say_beside(job, expected, display)
+    return expected
+
+
+def of_race(each: Sequence[Forecast], job: Job) -> Forecast:
+    """What a race takes at most, by what each who races would take alone; looks count among the evaluations."""
+    slowest = sorted(each, key=lambda one: -one.train_seconds)
+    steps = each[0].steps
+    ends, fields = [0, *(_until(rung.share, steps) for rung in RUNGS), steps], [len(each), *(r.stay for r in RUNGS)]
+    legs = [(one, (ends[leg + 1] - ends[leg]) / steps) for leg, stay in enumerate(fields) for one in slowest[:stay]]
+    both = sum(sorted((len(example.ids) for example in job.valid), reverse=True)[:ROWS]) + WINDOWS * LENGTH
+    looked = both / 2  # `Deciding.half`
+    looks = sum(2 * looked / one.forward_tokens_per_second for stay in fields[:-1] for one in slowest[:stay])
+    tokens = sum(one.tokens * share for one, share in legs)
+    seconds = sum(one.train_seconds * share for one, share in legs)
+    return replace(
+        each[0],
+        steps=round(sum(steps * share for _, share in legs)),
+        tokens=round(tokens),
+        trained_parameters=max(one.trained_parameters for one in each),
+        train_seconds=seconds,
+        valid_seconds=sum(one.valid_seconds * share for one, share in legs) + looks,
+        below_seconds=max(one.below_seconds for one in each),
+        memory_bytes=max(one.memory_bytes for one in each),
+        tokens_per_second=tokens / seconds,
+    )
+
+
 def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
     """Measure the base, race for the budget, train the winner to its end, keep the budget, measure again."""
     begin(job, out, resume)
@@ -198,7 +270,7 @@ def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
     runners = []
     for config in entrants(job.config):
         runner = Runner(job, config, shared, out, display)
-        if problems := unsuited(config, runner.technique, runner.anchors, job.base.decoder):
+        if problems := runner.problems:
             display.say(f"{runner.name} does not race: {'; '.join(problems)}")
         else:
             runners.append(runner)

@@ -22,14 +22,14 @@ from graftwood.evals.report import read_report
 from graftwood.files import check_new, expanded
 from graftwood.generate.engine import Completion, Engine
 from graftwood.generate.sampling import Sampling
-from graftwood.job import prepare, preview
+from graftwood.job import Job, prepare, preview
 from graftwood.model.decoder import Decoder
 from graftwood.model.quantised import quantise
 from graftwood.model.weights import fingerprint
 from graftwood.pretraining import Result
 from graftwood.progress import Display
 from graftwood.prompts import Asked
-from graftwood.racing import execute_race
+from graftwood.racing import execute_race, preview_race
 from graftwood.runtime import place
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast
@@ -202,7 +202,7 @@ def run(
     quantise(model.base.decoder, config.base_precision)
     with _kept(given), _resumable(config, out, display):
         job = prepare(drafted, model.base, display)
-        job = replace(job, expected=preview(job, display))
+        job = replace(job, expected=_preview(job, display))
         work = next((kind for asked, kind in _KINDS.items() if getattr(config, asked)), execute)
         card = work(job, out, display, resume)
     nothing = card.choice is not None and card.choice.dial is None
@@ -288,7 +288,11 @@ def dry_run(config: RunConfig, display: Display) -> Forecast:
     drafted = draft(config, outline=_outline(config, None))
     model = load(config.model, device=config.device, dtype=config.dtype)
     quantise(model.base.decoder, config.base_precision)
-    return preview(prepare(drafted, model.base, display), display)
+    return _preview(prepare(drafted, model.base, display), display)
+
+
+def _preview(job: Job, display: Display) -> Forecast:
+    return preview_race(job, display) if job.config.search else preview(job, display)
 
 
 def _outline(config: RunConfig, model: Model | None) -> Callable[[], Decoder]:

@@ -237,8 +237,10 @@ def _flattered(job: Job, paper: judge.Paper) -> str | None:
         return None
     chose = ["the step", *(["the dial"] if job.budget else []), *(["the winner"] if job.config.search else [])]
     listed = " and ".join(filter(None, (", ".join(chose[:-1]), chose[-1])))
-    fix = "for figures that chose nothing give test rows (--test FILE, or test.jsonl in the folder of --data)"
-    return f"validation rows also chose {listed}: {fix}"
+    how = "test.jsonl in each folder of --data"
+    if not job.plan.shares:
+        how = "--test FILE, or test.jsonl in the folder of --data"
+    return f"validation rows also chose {listed}: for figures that chose nothing give test rows ({how})"
 
 
 def _memory(job: Job, before: judge.Sheet, after: judge.Sheet, engine: Engine) -> Memory:
