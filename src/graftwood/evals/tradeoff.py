@@ -245,7 +245,7 @@ def looks_svg(choice: Choice, gain: str) -> str:
             if one.trained is None:
                 shipped = _is_shipped(arm, one, choice)
                 fill = SHIPPED if shipped else COLOURS[number % len(COLOURS)]
-                words.put(x, y, _label(one, shipped), fill, below=shipped)
+                words.put(x, y, _label(one, shipped), fill, below=False)
     canvas.dot(across(0.0), up(0.0), 5, PAPER, INK, 2)
     below = up.start - up(0.0) > 24  # clear of the curves
     canvas.text(across(0.0) + (9 if below else 14), up(0.0) + (16 if below else -5), "base", size=11, fill=INK)
