@@ -122,6 +122,11 @@ class Anchor(BaseModel, ABC):
         return Hold()
 
     @property
+    def beside(self) -> float:
+        """Tokens of other text that training reads for each token of the rows."""
+        return 0.0
+
+    @property
     def dial(self) -> float:
         """How much of the way from the base to where training ended the result has gone."""
         return 1.0

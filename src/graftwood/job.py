@@ -168,15 +168,21 @@ def _describe_mixture(display: Display, train: Sequence[Example], plan: Plan) ->
 
 
 def tried(job: Job) -> Forecast:
-    """What training will take, by a trial of it."""
+    """What training on the rows will take, by a trial of it."""
     rows = rows_tried(job.base.decoder, job.taught, job.begins)
     return forecast(job.base.decoder, rows, Examples(job.valid), job.plan)
+
+
+def with_anchors(alone: Forecast, anchors: Sequence[Anchor]) -> Forecast:
+    """The same with the text that anchors read beside the rows, a token of which counts as one of theirs."""
+    times = 1 + sum(anchor.beside for anchor in anchors)
+    return replace(alone, tokens=round(times * alone.tokens), train_seconds=times * alone.train_seconds)
 
 
 def preview(job: Job, display: Display) -> Forecast:
     """Say what will run, why, and what it will take."""
     with display.stage("forecast"):
-        expected = tried(job)
+        expected = with_anchors(tried(job), job.anchors)
     total = count_parameters(job.base.decoder.parameters())
     display.say(
         f"{job.technique.title} on {job.base.name}: {expected.trained_parameters:,} of {total:,} parameters train "

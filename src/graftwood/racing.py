@@ -24,7 +24,7 @@ from graftwood.errors import ConfigError
 from graftwood.evals import judge
 from graftwood.evals.card import Arm, Candidate, Card, Choice, FullRun
 from graftwood.files import atomic_write, sha256_text, storage, write_json
-from graftwood.job import Job, holds_of, rows_of, say_beside, settings_of, tried
+from graftwood.job import Job, holds_of, rows_of, say_beside, settings_of, tried, with_anchors
 from graftwood.keeping import ROWS, WINDOWS, Deciding, Looks, keep
 from graftwood.model.quantised import quantise
 from graftwood.progress import Display, duration, size
@@ -221,7 +221,7 @@ def preview_race(job: Job, display: Display) -> Forecast:
             if repr(recipe.technique) not in known:
                 known[repr(recipe.technique)] = tried(recipe.job())
                 give_back_memory()  # of that base, before the next is opened
-    expected = of_race([known[repr(recipe.technique)] for recipe in recipes], job)
+    expected = of_race([with_anchors(known[repr(recipe.technique)], recipe.anchors) for recipe in recipes], job)
     display.say(f"a race of {len(recipes)}: {', '.join(recipe.name for recipe in recipes)}")
     display.say(
         f"forecast: up to {expected.steps} steps, {expected.tokens:,} tokens at {expected.tokens_per_second:.0f} "

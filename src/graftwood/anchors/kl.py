@@ -58,6 +58,10 @@ class KL(Anchor):
             return []
         return [f"kl: {' and '.join(idle)} are of on=replay, and this is on={self.on}; leave them out"]
 
+    @property
+    def beside(self) -> float:
+        return self.share if self.on == "replay" else 0.0
+
     def hold(self, ground: Ground) -> Hold:
         if self.on == "task":
             return Taught(ground.untouched(whole), self.weight)

@@ -46,6 +46,10 @@ class Replay(Anchor):
             return []
         return [f"replay: there is no file {self.file}; give a JSONL file, or leave file out to replay the base's text"]
 
+    @property
+    def beside(self) -> float:
+        return self.share
+
     def rows(self) -> Sequence[Row]:
         return load_splits(Path(self.file), None, None, 0.0, 0).train if Path(self.file).is_file() else ()
 
