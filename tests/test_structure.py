@@ -39,7 +39,7 @@ LAYERS = (
     ("anchors",),
     ("evals",),
     ("choose",),
-    ("progress", "prompts"),
+    ("progress", "prompts", "unseen"),
     ("training", "corpora", "draft"),
     ("job",),
     ("keeping", "continued"),

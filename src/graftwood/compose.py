@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graftwood.base import Base
 from graftwood.checkpoint import load_adapter, save_adapter
-from graftwood.config import RunConfig, read_config
+from graftwood.config import RunConfig
 from graftwood.data.encode import Example, encode_rows
-from graftwood.data.mixture import of_task, task_names
-from graftwood.data.sources import load_splits
+from graftwood.data.mixture import task_names
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals.card import Matrix
 from graftwood.evals.judge import set_paper
@@ -23,6 +22,7 @@ from graftwood.model.matrices import matrices
 from graftwood.techniques._linear import ALL_LINEAR
 from graftwood.techniques._sums import HOWS, Factors, combine
 from graftwood.techniques.lora import LoRA
+from graftwood.unseen import run_file_of, unknown, unseen
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,11 @@ class Sum:
 
 @dataclass(frozen=True)
 class Composed:
-    """The way that was kept, and where rows were given every candidate by tasks."""
+    """The way that was kept, and where rows were given every candidate by tasks; `notes` are warnings."""
 
     how: str
     matrix: Matrix | None
+    notes: tuple[str, ...] = ()
 
 
 def compose(base: Base, adapters: Sequence[Path], how: Sum, sources: Sequence[str], out: Path) -> Composed:
@@ -93,7 +94,10 @@ def compose(base: Base, adapters: Sequence[Path], how: Sum, sources: Sequence[st
         _bare(decoder)
     kept = min(candidates, key=lambda way: sum(losses.value for losses in rows[way].values()))
     save_adapter(base, _put(decoder, candidates[kept]), out)
-    return Composed(kept, beside(rows, dict(zip(rows["base"], names, strict=True))) if sources else None)
+    if not sources:
+        return Composed(kept, None)
+    matrix = beside(rows, dict(zip(rows["base"], names, strict=True)))
+    return Composed(kept, matrix, tuple(filter(None, [unknown(adapters)])))
 
 
 def _run(adapter: Path) -> Path:
@@ -113,17 +117,17 @@ def _tasks(sources: Sequence[str]) -> list[str]:
 
 
 def _heldout(base: Base, adapters: Sequence[Path], sources: Sequence[str]) -> list[Example]:
-    """Rows of each source that its adapter was not trained on, as the run of the adapter held them out."""
+    """Rows of each source that its adapter was not trained on."""
     found: list[Example] = []
     for adapter, source, task in zip(adapters, sources, _tasks(sources), strict=True):
-        files = (folder / "run.toml" for folder in (adapter, *adapter.resolve().parents[:3]))
-        config = read_config(RunConfig, next((file for file in files if file.is_file()), None), {"data": source})
-        splits = of_task(load_splits(source, held_out=config.held_out, seed=config.seed), task)
-        if not (splits.test or splits.valid):
+        run = run_file_of(adapter)
+        rows = [replace(row, task=task) for row in unseen(run, source)]
+        if not rows:
             raise DataError(f"{source} has no validation or test rows, and the run of {adapter} held none out")
+        config = run or RunConfig(data=source)
         encoder = base.encoder(config.max_length)
-        train, valid, test = (encode_rows(encoder, rows) for rows in (splits.train, splits.valid, splits.test))
-        found += set_paper(encoder, train, valid, test, config.seed).heldout
+        heldout = encode_rows(encoder, rows)
+        found += set_paper(encoder, heldout, [], heldout, config.seed).heldout
     return found
 
 

@@ -99,17 +99,18 @@ def _merge(
         sum_.check(given, len(data or []))
         base = load(model or recorded_base(given[0]), device=device, dtype=dtype).base
         done = compose(base, given, sum_, data or [], out)
-        kept, matrix, members, note = done.how, done.matrix, list(map(str, given)), None
+        kept, matrix, members, notes = done.how, done.matrix, list(map(str, given)), done.notes
     else:
         from graftwood import soup
+        from graftwood.unseen import run_of
 
-        bases = {path: recorded_base(path) for path in given if (path / "run.toml").is_file()}
+        bases = {path: recorded_base(run) for path in given if (run := run_of(path))}
         soup.check(given, bases, how or ["mean"], len(data or []))
-        base = load(model or recorded_base(given[0]), device=device, dtype=dtype).base
+        base = load(model or bases.get(given[0]) or recorded_base(given[0]), device=device, dtype=dtype).base
         cooked = soup.cook(base, given, how or ["mean"], data or [], out)
-        kept, matrix, members, note = cooked.how, cooked.matrix, list(cooked.models), cooked.note
+        kept, matrix, members, notes = cooked.how, cooked.matrix, list(cooked.models), cooked.notes
     _told(kept, matrix, members, json_)
-    if note:
+    for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     print(f"{out}: written, {kept} of {len(members)}", file=sys.stderr)
 

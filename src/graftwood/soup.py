@@ -6,18 +6,17 @@ Source: Wortsman et al. 2022 (model soups), arXiv 2203.05482, section 2.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from graftwood.base import Base
 from graftwood.checkpoint import ADAPTER_CONFIG, save_model
-from graftwood.config import RunConfig, read_config
+from graftwood.config import RunConfig
 from graftwood.data.encode import Example, encode_rows
-from graftwood.data.mixture import of_task, task_names
+from graftwood.data.mixture import task_names
 from graftwood.data.rows import Row
-from graftwood.data.sources import load_splits
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals.card import Matrix
 from graftwood.evals.score import answer_losses
@@ -25,18 +24,19 @@ from graftwood.evals.transfer import ByTask, against_base, by_task
 from graftwood.model.decoder import Decoder
 from graftwood.model.weights import load_decoder, outline
 from graftwood.runtime import Place
+from graftwood.unseen import run_file_of, unknown, unseen
 
 HOWS = ("mean", "greedy")
 
 
 @dataclass(frozen=True)
 class Cooked:
-    """The way that was kept, the models in it, and where rows were given every candidate by tasks."""
+    """The way that was kept, the models in it, and where rows were given every candidate by tasks, with warnings."""
 
     how: str
     models: tuple[str, ...]
     matrix: Matrix | None
-    note: str | None
+    notes: tuple[str, ...] = ()
 
 
 def check(models: Sequence[Path], bases: Mapping[Path, str], hows: Sequence[str], sources: int) -> None:
@@ -92,11 +92,11 @@ def cook(base: Base, models: Sequence[Path], hows: Sequence[str], sources: Seque
     save_model(base, out)
     names = tuple(str(models[member]) for member in pots[kept])
     if not heldout:
-        return Cooked(kept, names, None, None)
+        return Cooked(kept, names, None)
     best = min(range(len(models)), key=lambda number: alone[number])
     worse = _loss(rows[_name(models, pots[kept])]) > alone[best]
     note = f"{models[best]} alone has a lower loss than what was kept" if worse else None
-    return Cooked(kept, names, against_base(rows), note)
+    return Cooked(kept, names, against_base(rows), tuple(filter(None, [unknown(models), note])))
 
 
 def _greedy(alone: Sequence[float], measured: Callable[[Sequence[int]], float]) -> tuple[int, ...]:
@@ -125,18 +125,18 @@ def _average(decoder: Decoder, folders: Sequence[Path], place: Place) -> None:
 
 
 def _heldout(base: Base, models: Sequence[Path], sources: Sequence[str]) -> list[Example]:
-    """Rows of the sources that none of the models was trained on, as their runs held them out."""
-    files = (path / "run.toml" for path in models)
-    configs = [read_config(RunConfig, file, {}) for file in files if file.is_file()] or [RunConfig(data=sources[0])]
+    """Rows of the sources that none of the models was trained on."""
+    runs = [run_file_of(path) for path in models]
     found: list[Row] = []
     for source, task in zip(sources, task_names(sources), strict=True):
-        splits = [of_task(load_splits(source, held_out=c.held_out, seed=c.seed), task) for c in configs]
-        first, *others = (split.test or split.valid for split in splits)
-        rows = [row for row in first if all(row in other for other in others)]
+        known = [unseen(run, source) for run in runs if run is not None]
+        first, *others = known or [unseen(None, source)]
+        rows = [replace(row, task=task) for row in first if all(row in other for other in others)]
         if not rows:
             raise DataError(f"{source} has no rows that all of these runs held out; give a file of rows none has seen")
         found += rows
-    return encode_rows(base.encoder(min(config.max_length for config in configs)), found)
+    shortest = min((run or RunConfig(data=sources[0])).max_length for run in runs)
+    return encode_rows(base.encoder(shortest), found)
 
 
 def _name(models: Sequence[Path], members: Sequence[int]) -> str:

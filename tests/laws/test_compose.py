@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from graftwood.evals.score import answer_losses
 from graftwood.evals.stats import Pooled
 from graftwood.flags import spelled
 from graftwood.techniques._sums import HOWS, Factors, combine
+from graftwood.unseen import run_file_of, unknown, unseen
 
 IDS = torch.randint(0, 320, (2, 20), generator=torch.Generator().manual_seed(5))
 # Adapters that do not touch the same linears, with scales of their own.
@@ -143,6 +145,13 @@ def test_cat_is_the_weighted_sum_of_the_updates(folder: Path, base: Base, tmp_pa
         torch.testing.assert_close(linear.weight, wanted[path], rtol=1e-4, atol=1e-5)
 
 
+def test_cat_may_have_more_ranks_than_a_matrix_has_rows(folder: Path, base: Base, tmp_path: Path) -> None:
+    folders = [adapter(folder, tmp_path / f"a{n}", n, rank=10) for n in range(2)]
+    compose(base, folders, Sum((1.0, 0.5), ("cat",)), (), tmp_path / "sum")
+    opened: Any = load_adapter(open_base(str(folder), CPU), tmp_path / "sum")
+    assert opened.rank == 20  # keys have 16
+
+
 def test_one_adapter_counted_alone_is_itself(folder: Path, base: Base, adapters: list[Path], tmp_path: Path) -> None:
     compose(base, adapters[:2], Sum((1.0, 0.0), ("linear",)), (), tmp_path / "sum")
     alone, summed = (logits(open_base(str(folder), CPU), one) for one in (adapters[0], tmp_path / "sum"))
@@ -160,8 +169,10 @@ def test_the_best_candidate_on_each_adapters_rows_is_kept(base: Base, adapters: 
     save_toml(RunConfig(data=sources[0], held_out=0.5, seed=7), adapters[0] / "run.toml")
     done = compose(base, adapters[:2], how, sources, tmp_path / "sum")
     assert done.matrix is not None
-    held = [load_splits(sources[0], held_out=0.5, seed=7).valid, load_splits(sources[1]).valid]
-    assert [cell.loss.n for cell in done.matrix.learners[0].cells] == [len(rows) for rows in held] == [6, 1]
+    held = [load_splits(sources[0], held_out=0.5, seed=7).valid, load_splits(sources[1], held_out=0).train]
+    assert [cell.loss.n for cell in done.matrix.learners[0].cells] == [len(rows) for rows in held] == [6, 12]
+    (note,) = done.notes
+    assert note.startswith(f"no run.toml is beside or above {adapters[1]}, so nobody knows which rows")
     fresh = open_base(base.source, CPU)
     load_adapter(fresh, adapters[0])
     own = Pooled.sums(answer_losses(fresh.decoder, encode_rows(fresh.encoder(), held[0]))).value
@@ -172,6 +183,27 @@ def test_the_best_candidate_on_each_adapters_rows_is_kept(base: Base, adapters: 
     assert done.how == min(names[3:], key=lambda name: means[name])
     assert [learner.cells[0].gain.value is None for learner in done.matrix.learners][:3] == [False, True, False]
     assert (tmp_path / "sum" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("which", ["valid", "test"])
+def test_rows_held_out_in_a_file_of_their_own_are_what_is_measured(which: str, base: Base, tmp_path: Path) -> None:
+    def written(name: str, count: int) -> str:
+        rows = [{"prompt": f"{name} {n}:", "completion": f" the {n}"} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(tmp_path / f"{name}.jsonl")
+
+    main, held, fresh = written("main", 12), written("held", 5), written("fresh", 7)
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    run = RunConfig.model_validate({"data": main, which: held, "held_out": 0 if which == "test" else 0.1})
+    save_toml(run, tmp_path / "run" / "run.toml")
+    assert unknown([tmp_path / "run", tmp_path / "run" / "adapter"]) is None
+    copy = shutil.copy(main, tmp_path / "copy.jsonl")
+    for source, wanted in ((main, held), (copy, held), (held, held), (fresh, fresh)):
+        rows = unseen(run_file_of(tmp_path / "run" / "adapter"), str(source))
+        assert {row.file for row in rows} == {wanted}
+        assert len(rows) == (5 if wanted == held else 7)
+    Path(main).unlink()  # a copy is as its run had it, if nobody can look
+    assert {row.file for row in unseen(run, str(copy))} == {held}
 
 
 def test_adapters_of_one_source_are_two_tasks(base: Base, adapters: list[Path], tmp_path: Path) -> None:

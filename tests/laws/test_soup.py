@@ -89,6 +89,28 @@ def test_the_way_with_the_lowest_loss_on_unseen_rows_is_kept(
     assert {"base", "run0", "run1", "run2", "mean"} <= losses.keys()
 
 
+def test_a_model_of_a_run_is_measured_as_its_run(
+    base: Base, tmp_path: Path, tokenizer_files: Tokenizer, source: str
+) -> None:
+    runs = [run_of(base, tmp_path / f"run{seed}", 0.1, seed, tokenizer_files, held_out=0.5) for seed in (0, 1)]
+    models = [run / "model" for run in runs]
+    by_run, by_model = (cook(base, given, ("mean",), (source,), tmp_path / "soup").matrix for given in (runs, models))
+    assert by_run is not None
+    assert by_model is not None
+    assert by_model.learners[0].cells[0].loss.n == by_run.learners[0].cells[0].loss.n < 40
+
+
+def test_a_model_of_which_no_run_is_known_is_said(
+    base: Base, tmp_path: Path, tokenizer_files: Tokenizer, source: str
+) -> None:
+    known, strange = (run_of(base, tmp_path / name, 0.1, 0, tokenizer_files) for name in ("known", "strange"))
+    (strange / "run.toml").unlink()
+    done = cook(base, [known, strange], ("mean",), (source,), tmp_path / "soup")
+    assert done.matrix is not None
+    assert done.matrix.learners[0].cells[0].loss.n == len(load_splits(source, held_out=0.1).valid)
+    assert done.notes[0].startswith(f"no run.toml is beside or above {strange}, so nobody knows which rows")
+
+
 def test_rows_that_some_run_has_seen_are_not_measured(
     base: Base, tmp_path: Path, tokenizer_files: Tokenizer, source: str
 ) -> None:
@@ -117,7 +139,17 @@ def test_the_verb_averages_models(base: Base, tmp_path: Path, tokenizer_files: T
     from graftwood.cli import app
 
     runs = [run_of(base, tmp_path / f"run{seed}", 0.1, seed, tokenizer_files, held_out=0.5) for seed in (0, 1)]
-    words = ["merge", "--models", *map(str, runs), "--how", "mean", "greedy", "--data", source, "--json"]
+    words = [
+        "merge",
+        "--models",
+        *(str(run / "model") for run in runs),
+        "--how",
+        "mean",
+        "greedy",
+        "--data",
+        source,
+        "--json",
+    ]
     done = CliRunner().invoke(app, spelled([*words, "--out", str(tmp_path / "soup")]))
     assert (done.exit_code, done.exception) == (0, None)
     assert json.loads(done.stdout)["kept"] in ("mean", "greedy")
