@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +158,24 @@ def test_an_adapter_folder_says_what_it_belongs_to(folder: Path, tmp_path: Path)
         ADAPTER_CONFIG,
         ADAPTER_WEIGHTS,
         "graftwood.json",
+        "README.md",
     }
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: peft\ntags: [lora]\n---\n# LoRA: an adapter of tiny\n")
     notes = json.loads((tmp_path / "adapter" / "graftwood.json").read_text(encoding="utf-8"))
     source = {"base": base.name, "base_source": str(folder), "base_fingerprint": base.fingerprint}
     assert notes == source | {"technique": "lora"}
     config = json.loads((tmp_path / "adapter" / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     assert (config["peft_type"], config["r"], config["target_modules"]) == ("LORA", 4, ["q_proj", "up_proj"])
     assert config["base_model_name_or_path"] == str(folder)
+
+
+def test_an_adapter_of_a_base_from_the_hub_names_its_repository(folder: Path, tmp_path: Path) -> None:
+    base, technique = with_lora(folder)
+    save_adapter(replace(base, source="org/tiny"), technique, tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "org/tiny"
+    assert "\nbase_model: org/tiny\n" in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
 
 
 def test_an_adapter_loads_to_the_same_logits_and_options(folder: Path, tmp_path: Path) -> None:

