@@ -225,6 +225,14 @@ def unsuited(config: RunConfig, technique: Technique, anchors: Sequence[Anchor],
             f"{technique.name} moves the base's own weights, which {precision} cannot hold; {fix}, or choose a "
             "technique that leaves the base alone"
         )
+    if technique.needs_full and precision != "full":
+        what = technique.needs_full
+        found.append(f"{what} needs the weights as the files hold them, which {precision} has not; {fix} or {what}")
+    if config.sequence and any(anchor.dial != 1 for anchor in anchors):
+        found.append(
+            "--sequence begins each task where the one before ended, and interpolate goes back to where it began; "
+            "leave one of them out"
+        )
     if technique.writes_base and config.each:
         found.append(f"--each puts adapters on one base, and {technique.name} moves the base itself")
     if precision != "full":
@@ -235,7 +243,7 @@ def unsuited(config: RunConfig, technique: Technique, anchors: Sequence[Anchor],
             if anchor.needs_slopes
         ]
     if decoder is not None:
-        found += technique.problems(decoder)
+        found += [*technique.problems(decoder), *technique.mistakes(decoder)]
         found += [what for anchor in anchors for what in anchor.problems(technique, decoder)]
     return found
 

@@ -24,8 +24,8 @@ class Technique(BaseModel, ABC):
     who choose. `writes_base` is true where training changes the base's own parameters, so that the result is a model
     of its own and not an adapter. `starts_at_base` is false where the model computes something else before the first
     step, `draws` where nothing of the start is random. `cannot_merge` says why there is no matrix to fold the result
-    into. `peft_type` is what an `adapter_config.json` calls it, `weights_file` where its tensors are,
-    or `pickled_file` in folders of before safetensors.
+    into. `peft_type` is what an `adapter_config.json` calls it, `library` what else opens such folders, `weights_file`
+    where its tensors are, or `pickled_file` in folders of before safetensors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -45,6 +45,7 @@ class Technique(BaseModel, ABC):
     draws: ClassVar[bool] = True
     cannot_merge: ClassVar[str | None] = None
     peft_type: ClassVar[str | None] = None
+    library: ClassVar[str | None] = "peft"
     weights_file: ClassVar[str] = "adapter_model.safetensors"
     pickled_file: ClassVar[str] = "adapter_model.bin"
 
@@ -79,8 +80,21 @@ class Technique(BaseModel, ABC):
         """How many tokens a sequence may have beside them, whether the technique is on the decoder or not."""
         return decoder.config.max_positions - self.positions
 
+    @property
+    def needs_full(self) -> str | None:
+        """Which of its options needs the base's weights as the files hold them, if one does."""
+        return None
+
+    def touches(self, decoder: Decoder) -> frozenset[str] | None:
+        """The base's parameters that it trains or stands on, by name; None for some in every block."""
+        return None
+
     def problems(self, decoder: Decoder) -> list[str]:
         """All that keeps these options from fitting this decoder, whose parameters may have no values."""
+        return []
+
+    def mistakes(self, decoder: Decoder) -> list[str]:
+        """What nobody means who asks for it, asked before training alone: a folder that others wrote may say it."""
         return []
 
     def check(self, decoder: Decoder) -> None:

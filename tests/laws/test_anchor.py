@@ -309,3 +309,11 @@ def test_the_divergence_and_its_slope_are_what_autograd_finds(changes: dict[str,
         student.logits(hidden).log_softmax(-1), teacher.logits(hidden).log_softmax(-1), log_target=True, reduction="sum"
     )
     assert 0 < value < exact + 1e-3
+
+
+def test_a_file_that_is_replayed_has_no_windows(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    decoder, given = open_base(str(folder), CPU).decoder, {"file": str(tmp_path / "old.jsonl")}
+    assert ANCHORS.get("replay").parse(given).problems(tiny.technique("lora"), decoder) == []
+    (problem,) = ANCHORS.get("replay").parse(given | {"windows": 8}).problems(tiny.technique("lora"), decoder)
+    assert "windows are of the base's own text" in problem

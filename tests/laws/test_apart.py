@@ -179,6 +179,7 @@ def test_tasks_one_after_another(technique: str, base: str, sources: list[str], 
         ({"each": True, "held_out": 0}, "hold some out with --held-out"),
         ({"sequence": True, "sources": 1}, "this run has one"),
         ({"sequence": True, "weight": ":2"}, "leave out the weights"),
+        ({"sequence": True, "anchors": {"interpolate": {}}}, "interpolate goes back to where it began"),
     ],
 )
 def test_what_does_not_go_together(options: dict[str, Any], said: str, sources: list[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 import tiny
 from conftest import CPU
 from graftwood.anchor import ANCHORS, Ground, narrow
-from graftwood.base import Base, open_base
+from graftwood.base import Base, base_outline, open_base
 from graftwood.cache import entries
 from graftwood.data.batch import Examples, pack
 from graftwood.data.encode import Example
@@ -182,6 +182,26 @@ def test_what_it_cannot_keep_is_said_before(technique: str, layers: int, wanted:
     anchor = ANCHORS.get("freeze_below").parse({"layers": layers})
     (problem,) = anchor.problems(tiny.technique(technique), open_base(str(folder), CPU).decoder)
     assert wanted in problem
+
+
+@pytest.mark.parametrize(
+    ("technique", "options"),
+    [
+        ("lora", {"targets": r".*layers\.0\..*"}),
+        ("freeze", {"targets": r".*layers\.0\..*"}),
+        ("norm", {"targets": "layers.0.input_layernorm"}),
+        ("bitfit", {"targets": r".*layers\.0\..*"}),
+    ],
+)
+def test_a_technique_that_is_all_below_is_said_before(technique: str, options: dict[str, Any], folder: Path) -> None:
+    outline = base_outline(str(folder))
+    (problem,) = (
+        ANCHORS.get("freeze_below").parse({"layers": 1}).problems(tiny.technique(technique, **options), outline)
+    )
+    assert problem.startswith(f"freeze_below: nothing that {technique} trains is in block 1 or above it")
+    for fits, layers in ((options, 0), ({}, 1)):
+        anchor = ANCHORS.get("freeze_below").parse({"layers": layers})
+        assert anchor.problems(tiny.technique(technique, **fits), outline) == []
 
 
 def test_nothing_left_to_train_is_an_error(folder: Path) -> None:

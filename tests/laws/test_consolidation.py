@@ -141,8 +141,10 @@ def test_what_does_not_begin_at_the_base_has_no_fisher_of_it(technique: str, bas
 
 def test_a_quantised_base_is_said_before_weights_load(tmp_path: Path, base: Base) -> None:
     rows = [{"prompt": f"what is {n}", "completion": "it is"} for n in range(12)]
-    config = RunConfig(data="rows", base_precision="q4", anchors={"ewc": {}, "freeze_below": {"layers": 2}})
+    anchors: dict[str, dict[str, Any]] = {"ewc": {}, "freeze_below": {"layers": 2}}
+    config = RunConfig(data="rows", base_precision="q4", options={"start": "pissa"}, technique="lora", anchors=anchors)
     with pytest.raises(ConfigError) as raised:
         draft(config, rows, lambda: base.decoder)
     assert "ewc needs slopes of the base's matrices" in str(raised.value)
+    assert "start=pissa needs the weights as the files hold them, which q4 has not" in str(raised.value)
     assert "freeze_below: layers=2 leaves none" in str(raised.value)

@@ -82,6 +82,8 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
         "lora",
         {"rank": 4, "targets": "k_proj,v_proj", "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"1.*k_proj": 5.0}},
     ),
+    "lora, ranks that add up to more than the width": ("lora", {"rank": 16, "targets": "q_proj,k_proj,v_proj"}),
+    "lora, all of a part by its pattern": ("lora", {"rank": 4, "targets": r".*1\.(attn|attention|self_attn)\..*"}),
     "rsLoRA": ("lora", {"rank": 4, "targets": r".*\.(q|k|v)_proj", "rslora": True}),
     "dora": ("dora", {"rank": 4, "targets": "q_proj,v_proj"}),
     "ia3": ("ia3", {}),

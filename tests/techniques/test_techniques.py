@@ -94,9 +94,12 @@ def test_every_target_that_matches_nothing_is_named_with_its_neighbours(base: De
 
 
 def test_a_rank_above_the_size_of_a_matrix_is_an_error(base: Decoder) -> None:
-    LORA.parse({"rank": 16}).apply(base, seed=0)
-    with pytest.raises(ConfigError, match=r"rank 17 is above the size of .*k_proj \[16, 32\] and \d+ more"):
-        LORA.parse({"rank": 17}).apply(base, seed=0)
+    assert LORA.parse({"rank": 16}).mistakes(base) == []
+    (said,) = LORA.parse({"rank": 17}).mistakes(base)
+    assert re.search(r"rank 17 is above the size of .*k_proj \[16, 32\] and \d+ more", said)
+    LORA.parse({"rank": 17}).apply(base, seed=0)  # as a folder may say
+    with pytest.raises(ConfigError, match="rank 17 is above the size of"):
+        LORA.parse({"rank": 17, "start": "pissa"}).apply(tiny.decoder(), seed=0)
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 8.0), (True, 16.0)])
@@ -131,8 +134,8 @@ def test_ranks_and_alphas_by_pattern(base: Decoder) -> None:
     assert ranks["model.layers.0.mlp.down_proj"] == 4
     assert delta["model.layers.0.self_attn.q_proj"].scale == 3 / 2
     assert delta["model.layers.0.self_attn.k_proj"].scale == 2
-    with pytest.raises(ConfigError, match="name no targeted linear with 'w_proj'"):
-        tiny.technique("lora", rank_pattern={"w_proj": 2}).apply(tiny.decoder(), seed=0)
+    (said,) = tiny.technique("lora", rank_pattern={"w_proj": 2}).mistakes(tiny.decoder())
+    assert "name no targeted linear with 'w_proj'" in said
 
 
 def test_pissa_begins_with_the_principal_components_and_as_the_base(base: Decoder) -> None:
@@ -330,11 +333,65 @@ def test_gradual_unfreezing_opens_from_the_top(base: Decoder) -> None:
     assert opened[4] is None
 
 
-def test_the_head_first_then_all(base: Decoder) -> None:
+@pytest.mark.parametrize(("tied", "head"), [(True, "model.embed_tokens.weight"), (False, "lm_head.weight")])
+def test_the_head_first_then_all(tied: bool, head: str) -> None:
+    decoder = tiny.decoder(tied_head=tied)
     technique = tiny.technique("freeze", top=2, order="head-first", share=0.5)
+    assert technique.mistakes(decoder) == []
+    technique.apply(decoder, seed=0)
+    assert technique.stage(decoder, 0.49) == {"model.norm.weight", head}
+    assert technique.stage(decoder, 0.5) is None
+
+
+def test_a_head_that_does_not_train_cannot_be_first(base: Decoder) -> None:
+    (said,) = tiny.technique("freeze", top=1, order="head-first").mistakes(base)
+    assert said == "order=head-first begins with the head, model.embed_tokens, which trains with top=0 or top=2"
+    (said,) = tiny.technique("freeze", targets="q_proj", order="head-first").mistakes(base)
+    assert said.endswith("model.embed_tokens, which is not among what trains")
+    assert tiny.technique("freeze", top=1, order="head-first").mistakes(tiny.decoder(tied_head=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "part"),
+    [
+        ("prompt", {"start": "random", "text": "x"}, "text is a start of its own, and start=random another"),
+        ("prefix", {"start": "vocabulary", "hidden": 8}, "start=vocabulary is of a prefix without a network"),
+        ("oft", {"cayley": "exact", "terms": 9}, "terms are of cayley=series, and this is cayley=exact"),
+        ("freeze", {"share": 0.5}, "share is of order=head-first and order=gradual"),
+    ],
+)
+def test_options_that_contradict_each_other_are_said(
+    name: str, options: dict[str, Any], part: str, base: Decoder
+) -> None:
+    (said,) = tiny.technique(name, **options).mistakes(base)
+    assert said.startswith(part)
+    for alone in options:
+        left = {key: value for key, value in options.items() if key != alone}
+        assert name == "freeze" or tiny.technique(name, **left).mistakes(base) == []
+    tiny.technique(name, **options).apply(base, seed=0)  # as a folder may say
+
+
+def test_a_text_longer_than_its_prompt_is_an_error(base: Decoder) -> None:
+    technique = tiny.technique("prompt", tokens=2, text="abc").read(lambda text: [ord(letter) for letter in text])
+    with pytest.raises(ConfigError, match="text is 3 tokens and the prompt 2; shorten it or give tokens=3"):
+        technique.apply(base, seed=0)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+@pytest.mark.parametrize("begun", ["at the base", "elsewhere"])
+def test_the_dials_ends_are_exact_wherever_it_began(name: str, begun: str, base: Decoder) -> None:
+    technique = tiny.technique(name)
     technique.apply(base, seed=0)
-    assert technique.stage(base, 0.49) == {"model.norm.weight"}
-    assert technique.stage(base, 0.5) is None
+    if begun == "elsewhere":
+        train(base)
+    start, at_start = {path: p.detach().clone() for path, p in base.trained().items()}, logits(base)
+    train(base)
+    end, at_end = {path: p.detach().clone() for path, p in base.trained().items()}, logits(base)
+    technique.dial(base, start, end, 1.0)
+    assert torch.equal(logits(base), at_end)
+    technique.dial(base, start, end, 0.0)
+    assert torch.equal(logits(base), at_start)
+    assert not torch.equal(at_start, at_end)
 
 
 def test_rates_fall_from_block_to_block(base: Decoder) -> None:

@@ -41,4 +41,12 @@ class FreezeBelow(Anchor):
                 f"freeze_below: {technique.name} trains what stands before the text, below every block; leave the "
                 "anchor out, or choose a technique that trains in the blocks"
             )
+        touched = {_owner(name) for name in technique.touches(decoder) or ()}
+        if begins and not found and touched and touched <= set(map(_owner, decoder.below(begins))):
+            what = f"nothing that {technique.name} trains is in block {begins} or above it"
+            found.append(f"freeze_below: {what}; keep fewer blocks")
         return found
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -42,9 +42,15 @@ class Replay(Anchor):
     file: Annotated[str, Field(description="JSONL rows to replay instead of what the base writes itself")] = ""
 
     def problems(self, technique: Technique, decoder: Decoder) -> list[str]:
-        if not self.file or Path(self.file).is_file():
+        if not self.file:
             return []
-        return [f"replay: there is no file {self.file}; give a JSONL file, or leave file out to replay the base's text"]
+        found = []
+        if self.windows is not None:
+            found.append("replay: windows are of the base's own text, and file gives other rows; leave one of them out")
+        if not Path(self.file).is_file():
+            fix = "give a JSONL file, or leave file out to replay the base's text"
+            found.append(f"replay: there is no file {self.file}; {fix}")
+        return found
 
     @property
     def beside(self) -> float:

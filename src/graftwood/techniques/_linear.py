@@ -155,6 +155,9 @@ class LinearTechnique(Technique, ABC):
         """What the targets name."""
         return targeted(self.targets, decoder)
 
+    def touches(self, decoder: Decoder) -> frozenset[str] | None:
+        return frozenset(f"{path}.weight" for matrix in self.matches(decoder).values() for path in matrix.linears)
+
     def stored(self, decoder: Decoder) -> list[tuple[Matrix, bool]]:
         """The matrices of the files in which something is targeted, and whether it is the whole."""
         chosen = self.matches(decoder)
@@ -222,12 +225,9 @@ class LinearTechnique(Technique, ABC):
     def target_modules(self, decoder: Decoder) -> str | list[str]:
         """The targets as PEFT understands them."""
         stored = self.stored(decoder)
-        # PEFT finds modules alone by a pattern or `all-linear`.
-        if all(whole and matrix.parameter is None for matrix, whole in stored):
-            if self.targets == (ALL_LINEAR,):
-                return ALL_LINEAR
-            if len(self.targets) == 1 and _PATTERN.search(self.targets[0]):
-                return self.targets[0]
+        # PEFT finds modules alone by `all-linear`, and by a pattern also those that are no linears, which it refuses.
+        if self.targets == (ALL_LINEAR,) and all(whole and matrix.parameter is None for matrix, whole in stored):
+            return ALL_LINEAR
         return leaves([matrix.path for matrix, _ in stored], matrices(decoder))
 
     def describe(self, decoder: Decoder) -> dict[str, Any]:

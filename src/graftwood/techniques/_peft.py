@@ -15,6 +15,11 @@ _COMMON = frozenset(
 _OFF: tuple[Any, ...] = (None, False, "none", {}, [])
 
 
+def off(value: object) -> bool:
+    """Whether a field says that what it is of is not used; the number 0 says something."""
+    return any(type(value) is type(one) and value == one for one in _OFF)
+
+
 def options_from(
     title: str,
     config: Mapping[str, Any],
@@ -27,7 +32,7 @@ def options_from(
     Any other field, known or not, must be off. Raises: ConfigError naming those that are not, and those of `odd`.
     """
     known = _COMMON | set(read) | set(past)
-    wrong = [f"{key}={value!r}" for key, value in config.items() if key not in known and value not in _OFF]
+    wrong = [f"{key}={value!r}" for key, value in config.items() if key not in known and not off(value)]
     wrong += [f"{key}={config[key]!r}" if key in config else f"no {key}" for key in odd]
     if wrong:
         raise ConfigError(f"this {title} adapter uses {', '.join(wrong)}, which this version does not read")

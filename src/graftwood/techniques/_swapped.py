@@ -22,6 +22,9 @@ class SwappedTechnique(Technique, ABC):
     def file_name(self, path: str) -> str:
         """What a parameter is called in the file."""
 
+    def touches(self, decoder: Decoder) -> frozenset[str] | None:
+        return frozenset(self.starts(decoder))
+
     def apply(self, decoder: Decoder, seed: int) -> None:
         self.check(decoder)
         starts = self.starts(decoder)

@@ -69,6 +69,9 @@ class DoRA(LoRA):
     cost: ClassVar[str] = "LoRA's, and the lengths of all rows of each weight anew in every pass"
     kind: ClassVar[type[LoRADelta]] = DoRADelta
     on_parameters: ClassVar[bool] = False
+    peft_starts: ClassVar[Mapping[Any, str]] = {
+        said: start for said, start in LoRA.peft_starts.items() if start == "zero"
+    }
     tensors: ClassVar[Mapping[str, str]] = {**LoRA.tensors, "magnitude": "lora_magnitude_vector"}
 
     def problems(self, decoder: Decoder) -> list[str]:

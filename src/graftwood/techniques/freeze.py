@@ -89,6 +89,21 @@ class Freeze(Technique):
         everything = blocks == decoder.config.layers
         return {path: p for path, p in parameters.items() if everything or path in head or 0 < depth[path] <= blocks}
 
+    def touches(self, decoder: Decoder) -> frozenset[str] | None:
+        return frozenset(self.chosen(decoder))
+
+    def mistakes(self, decoder: Decoder) -> list[str]:
+        found = []
+        if "share" in self.model_fields_set and self.order == "together":
+            found.append("share is of order=head-first and order=gradual, and this is order=together; leave it out")
+        if self.order == "head-first" and not self.problems(decoder):
+            head, layers = _owner_of_head(decoder), decoder.config.layers
+            if not any(path.rpartition(".")[0] == head for path in self.chosen(decoder)):
+                tied = decoder.config.tied_head and not self.targets
+                fix = f"which trains with top=0 or top={layers}" if tied else "which is not among what trains"
+                found.append(f"order=head-first begins with the head, {head}, {fix}")
+        return found
+
     def apply(self, decoder: Decoder, seed: int) -> None:
         self.check(decoder)
         chosen = self.chosen(decoder)
@@ -107,7 +122,8 @@ class Freeze(Technique):
             return None
         depth = {path: depth for path, depth in _depths(decoder).items() if path in self.chosen(decoder)}
         if self.order == "head-first":
-            return frozenset(path for path, d in depth.items() if d == min(depth.values()))
+            head = _owner_of_head(decoder)
+            return frozenset(path for path, d in depth.items() if d == 0 or path.rpartition(".")[0] == head)
         levels = sorted(set(depth.values()))
         open_ = levels[: 1 + int(len(levels) * progress / self.share)]
         return frozenset(path for path, d in depth.items() if d in open_)
@@ -130,10 +146,16 @@ def _names(target: str, path: str) -> bool:
 def _head(decoder: Decoder, blocks: int) -> set[str]:
     """Final norm and head; a head that is the embedding trains only where no block does."""
     architecture = decoder.architecture.names
-    owners = {architecture.norm, architecture.embedding if decoder.config.tied_head else architecture.head}
+    owners = {architecture.norm, _owner_of_head(decoder)}
     if decoder.config.tied_head and blocks:
         owners.discard(architecture.embedding)
     return {path for path, _ in decoder.named_parameters() if path.rpartition(".")[0] in owners}
+
+
+def _owner_of_head(decoder: Decoder) -> str:
+    """The module that holds the head's matrix, which may be the embedding."""
+    names = decoder.architecture.names
+    return names.embedding if decoder.config.tied_head else names.head
 
 
 def _depths(decoder: Decoder) -> dict[str, int]:

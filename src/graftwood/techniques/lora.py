@@ -24,18 +24,6 @@ from graftwood.techniques._experts import Part, joined, parameter_names, parted,
 from graftwood.techniques._linear import LinearDelta, LinearTechnique, leaves, listed, names, regular
 from graftwood.techniques._peft import PREFIX, options_from
 
-# How PEFT's other starts begin is no matter once A and B are there; those that also change the base's weights are
-# not among them, but for PiSSA, whose change follows from the base.
-_STARTS = {
-    True: "zero",
-    False: "zero",
-    None: "zero",
-    "gaussian": "zero",
-    "eva": "zero",
-    "orthogonal": "zero",
-    "pissa": "pissa",
-}
-
 
 class LoRADelta(LinearDelta):
     """The update of one linear. Shapes: lora_A [R, in], lora_B [out, R].
@@ -193,6 +181,12 @@ class LoRA(LinearTechnique):
         "rank_pattern": "rank_pattern",
         "alpha_pattern": "alpha_pattern",
     }
+    # How PEFT's other starts begin is no matter once A and B are there; those that also change the base's weights are
+    # not among them, but for PiSSA, whose change follows from the base.
+    peft_starts: ClassVar[Mapping[Any, str]] = {
+        **dict.fromkeys((True, False, None, "gaussian", "eva", "orthogonal"), "zero"),
+        "pissa": "pissa",
+    }
     peft_past: ClassVar[tuple[str, ...]] = (
         "init_lora_weights", "megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying",
         "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config",
@@ -211,6 +205,11 @@ class LoRA(LinearTechnique):
     b_rate: Annotated[float, Field(gt=0, description="B's learning rate is so many times A's (LoRA+ advises 16)")] = 1.0
 
     @property
+    def needs_full(self) -> str | None:
+        # A folder does not say on which weights it was made, and opened on the full ones it takes off theirs.
+        return "start=pissa" if self.start == "pissa" else None
+
+    @property
     def scale(self) -> float:
         """What `B A` is multiplied with where no pattern says otherwise."""
         return self.scale_of("")[1]
@@ -222,25 +221,26 @@ class LoRA(LinearTechnique):
         return rank, alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def dial(self, decoder: Decoder, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> None:
-        """A stays where it ended: the update `B A` then grows with alpha itself and not with its square."""
+        """Where B began at zero A stays where it ended: `B A` then grows with alpha itself and not with its square."""
         if self.start == "zero":
-            start = {name: end[name] if name.endswith("lora_A") else tensor for name, tensor in start.items()}
+            moved = torch.stack([tensor.any() for name, tensor in start.items() if name.endswith("lora_B")]).any()
+            way = {name: torch.where(moved, start[name], end[name]) for name in start if name.endswith("lora_A")}
+            start = {**start, **way}
         super().dial(decoder, start, end, alpha)
 
     def problems(self, decoder: Decoder) -> list[str]:
         found = super().problems(decoder)
-        chosen = self.matches(decoder)
-        sizes = {path: (self.scale_of(matrix.key)[0], matrix.shape) for path, matrix in chosen.items()}
-        small = sorted(
-            {f"rank {r} is above the size of {path} {list(s)}" for path, (r, s) in sizes.items() if r > min(s)}
-        )
-        if self.start == "pissa" and not all(whole for _, whole in self.stored(decoder)):
+        if self.start != "pissa":
+            return found
+        if not all(whole for _, whole in self.stored(decoder)):
             found.append(
                 "start=pissa needs whole matrices of the files, which a target is part of; name those, or all-linear"
             )
-        if small:
-            more = f" and {len(small) - 1} more" if len(small) > 1 else ""
-            found.append(f"{small[0]}{more}; lower --rank")
+        return found + self._too_large(decoder)  # a matrix has no more components than its size
+
+    def mistakes(self, decoder: Decoder) -> list[str]:
+        found = super().mistakes(decoder) + ([] if self.start == "pissa" else self._too_large(decoder))
+        chosen = self.matches(decoder)
         unused = [
             key
             for key in (*self.rank_pattern, *self.alpha_pattern)
@@ -249,6 +249,15 @@ class LoRA(LinearTechnique):
         if unused:
             found.append(f"rank_pattern and alpha_pattern name no targeted linear with {', '.join(map(repr, unused))}")
         return found
+
+    def _too_large(self, decoder: Decoder) -> list[str]:
+        """One problem with all ranks above the size of their matrix, or none."""
+        sizes = {path: (self.scale_of(m.key)[0], m.shape) for path, m in self.matches(decoder).items()}
+        large = sorted(
+            f"rank {r} is above the size of {path} {list(s)}" for path, (r, s) in sizes.items() if r > min(s)
+        )
+        more = f" and {len(large) - 1} more" if len(large) > 1 else ""
+        return [f"{large[0]}{more}; lower --rank"] if large else []
 
     def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, LinearDelta]:
         made: dict[str, LinearDelta] = {}
@@ -360,10 +369,10 @@ class LoRA(LinearTechnique):
         given = config.get("init_lora_weights", True)
         bare = tuple(config.get("target_parameters") or ()) if cls.on_parameters else ()
         odd = [] if config.get("target_modules") or bare else ["target_modules"]
-        known = isinstance(given, bool | str | None) and given in _STARTS
+        known = isinstance(given, bool | str | None) and given in cls.peft_starts
         odd += [] if known else ["init_lora_weights"]
         past = (*cls.peft_past, "use_dora", "fan_in_fan_out", *(["target_parameters"] if bare else []))
         options = options_from(cls.title, config, cls.peft, past, odd)
         if bare:
             options["targets"] = (*listed(options.get("targets") or ()), *bare)
-        return cls.parse({"rank": 8, "alpha": 8, "start": _STARTS[given]} | options)
+        return cls.parse({"rank": 8, "alpha": 8, "start": cls.peft_starts[given]} | options)

@@ -100,6 +100,11 @@ class OFT(LinearTechnique):
     ] = "series"
     terms: Annotated[int, Field(ge=4, description="terms of the series")] = 5
 
+    def mistakes(self, decoder: Decoder) -> list[str]:
+        idle = "terms" in self.model_fields_set and self.cayley == "exact"
+        said = ["terms are of cayley=series, and this is cayley=exact; leave them out"] if idle else []
+        return super().mistakes(decoder) + said
+
     def deltas(self, decoder: Decoder, generator: torch.Generator) -> dict[str, LinearDelta]:
         terms = self.terms if self.cayley == "series" else None
         return {
@@ -117,6 +122,7 @@ class OFT(LinearTechnique):
         odd = [] if config.get("target_modules") else ["target_modules"]
         odd += ["module_dropout"] if config.get("module_dropout") else []
         odd += [] if config.get("oft_block_size") else ["oft_block_size"]
-        past = ("init_weights", "eps", "use_cayley_neumann", "module_dropout", "fan_in_fan_out")
+        odd += ["r"] if config.get("r") else []
+        past = ("r", "init_weights", "eps", "use_cayley_neumann", "module_dropout", "fan_in_fan_out")
         options = options_from(cls.title, config, cls.peft, past, odd)
         return cls.parse(options | {"cayley": "series" if config.get("use_cayley_neumann") else "exact"})

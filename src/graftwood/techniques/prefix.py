@@ -38,6 +38,14 @@ class Prefix(PrefaceTechnique):
     ] = "vocabulary"
     hidden: Annotated[int, Field(ge=0, description="inner size of a network that makes the prefix; 0 for none")] = 0
 
+    def mistakes(self, decoder: Decoder) -> list[str]:
+        if not self.hidden or self.start == "random" or "start" not in self.model_fields_set:
+            return []
+        return [
+            f"start={self.start} is of a prefix without a network, and hidden={self.hidden} asks for one; leave one"
+            " of them out"
+        ]
+
     def begin(self, decoder: Decoder, seed: int) -> Table:
         generator = torch.Generator().manual_seed(seed)
         channels, split = self.shape(decoder)[1], self.split(decoder)

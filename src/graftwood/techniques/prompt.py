@@ -41,6 +41,17 @@ class Prompt(PrefaceTechnique):
     def read(self, encode: Callable[[str], Sequence[int]]) -> Self:
         return self.model_copy(update={"text_ids": tuple(encode(self.text))}) if self.text else self
 
+    def problems(self, decoder: Decoder) -> list[str]:
+        found, count = super().problems(decoder), len(self.text_ids)
+        if count > self.tokens:
+            found.append(f"text is {count} tokens and the prompt {self.tokens}; shorten it or give tokens={count}")
+        return found
+
+    def mistakes(self, decoder: Decoder) -> list[str]:
+        if not self.text or "start" not in self.model_fields_set:
+            return []
+        return [f"text is a start of its own, and start={self.start} another; leave one of them out"]
+
     def begin(self, decoder: Decoder, seed: int) -> Table:
         generator = torch.Generator().manual_seed(seed)
         if self.text_ids:
