@@ -93,7 +93,7 @@ THEIRS: dict[str, dict[str, Any]] = {
         "target_modules": ["q_proj", "k_proj"],
         "target_parameters": [GATE_UP, DOWN, ROUTER],
         "r": 4,
-        "rank_pattern": {"gate_up_proj": 2, "k_proj": 3, "router": 5},
+        "rank_pattern": {"gate_up_proj": 2, "k_proj": 3, "router": 5},  # "router" names no parameter: PEFT leaves it
         "alpha_pattern": {"layers.0.mlp.experts.down_proj": 3, "router.weight": 2},
     },
     "one layer": {"target_modules": r".*\.(q|v)_proj", "target_parameters": [f"model.layers.1.{DOWN}"]},
@@ -111,13 +111,6 @@ def test_we_read_what_peft_writes(options: dict[str, Any], folder: Path, tmp_pat
     theirs.save_pretrained(tmp_path / "adapter")
     base = open_base(str(folder), CPU)
     plain = logits(base.decoder)
-    if "router" in options.get("rank_pattern", {}):  # which names no parameter, so PEFT leaves it aside
-        with pytest.raises(ConfigError, match="name no targeted linear with 'router'"):
-            load_adapter(base, tmp_path / "adapter")
-        file = tmp_path / "adapter" / ADAPTER_CONFIG
-        said = json.loads(file.read_text(encoding="utf-8"))
-        del said["rank_pattern"]["router"]
-        file.write_text(json.dumps(said), encoding="utf-8")
     technique = load_adapter(base, tmp_path / "adapter")
     assert distance(logits(base.decoder), logits(theirs)) < 1e-5
     assert distance(plain, logits(theirs)) > 1e-3, "the adapter must matter"
