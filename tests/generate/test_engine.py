@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from graftwood.data.tokenizers.bpe import BPETokenizer
+from graftwood.data.tokenizers.spm import from_pieces
 from graftwood.errors import ConfigError, GraftError
 from graftwood.generate import engine as engine_module
 from graftwood.generate import packed
@@ -216,6 +217,22 @@ def test_characters_of_several_tokens_come_whole(tokenizer: BPETokenizer) -> Non
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces)
     assert "日" in pieces
+
+
+@pytest.mark.parametrize(
+    "text", ["မြန်မာဘာသာစကားသည်" * 8, "తెలుగు భాష చాలా అందమైనది " * 6, "ӝӥӟ ӧӵӷ " * 30, "😀é한" * 40, "a😀b" * 40]
+)
+def test_characters_of_single_bytes_come_whole_however_long_the_text(text: str) -> None:
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a"]
+    types = [2, 3, 3, *[6] * 256, *[1] * 4]
+    told = {"tokens": pieces, "scores": [0.0] * len(pieces), "token_type": types}
+    made = from_pieces({f"tokenizer.ggml.{key}": value for key, value in told.items()})
+    tokenizer = BPETokenizer(made, eos=[2], bos=1, pad=None)
+    ids = tokenizer.encode(text)
+    assert len(ids) > 150
+    found, stream = streamed(tokenizer, ids)
+    assert "".join(found) == text == tokenizer.decode(ids)
+    assert len(stream._ids) < 80, "what was given is not decoded again and again"
 
 
 def test_bytes_that_never_become_a_character_are_shown_in_the_end(tokenizer: BPETokenizer) -> None:

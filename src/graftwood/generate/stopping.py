@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from graftwood.data.tokenizers.bpe import BPETokenizer
 
 _WINDOW, _CONTEXT = 64, 8
+_LONGEST = 4  # bytes of a character, and so the most tokens it can take
 _BROKEN = "\ufffd"
 
 
@@ -30,9 +31,20 @@ class TextStream:
         piece = whole[self._given :]
         self._given = max(self._given, len(whole))
         if len(self._ids) > _WINDOW and whole == text:
-            self._ids = self._ids[-_CONTEXT:]
-            self._given = len(self._decoded())
+            self._shorten(text)
         return self._released(piece)
+
+    def _shorten(self, text: str) -> None:
+        """Keep the last ids alone, from one that a character begins with.
+
+        Where tokens are single bytes, a run of them that begins within a character decodes to U+FFFD as a whole, what
+        is still to come of it too.
+        """
+        for size in range(_CONTEXT, _CONTEXT + _LONGEST):
+            kept = self._tokenizer.decode(self._ids[-size:], skip_specials=True)
+            if text.endswith(kept):
+                self._ids, self._given = self._ids[-size:], len(kept)
+                return
 
     def end(self) -> str:
         """What was held back, when no token follows."""
