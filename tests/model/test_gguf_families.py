@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from gguf.quants import quantize
@@ -161,6 +162,84 @@ def test_a_gemma_2_file_that_names_no_caps_means_the_usual_ones() -> None:
     told = {key: value for key, value in metadata(made("gemma2").config).items() if "softcapping" not in key}
     config = entry.read(entry.gguf_config(told) | {"vocab_size": 320})
     assert (config.attention_cap, config.logit_cap) == (50.0, 30.0)
+
+
+KEYS: dict[str, Any] = {
+    "attention.causal": False,
+    "attention.clamp_kqv": 8.0,
+    "attention.max_alibi_bias": 8.0,
+    "attention.output_scale": 0.5,
+    "attention.scale": 0.25,
+    "attention.sliding_window": 5,
+    "attention.sliding_window_pattern": [False, True],
+    "attn_logit_softcapping": 7.0,
+    "embedding_scale": 12.0,
+    "final_logit_softcapping": 7.0,
+    "logit_scale": 0.5,
+    "residual_scale": 0.5,
+    "rope.dimension_count_swa": 2,
+    "rope.dimension_sections": [1, 1, 1, 1],
+    "rope.freq_base_swa": 77.0,
+    "rope.scale_linear": 4.0,
+    "rope.scaling.attn_factor": 1.2,
+    "rope.scaling.factor": 3.0,
+    "rope.scaling.type": "longrope",
+    "rope.scaling.yarn_ext_factor": 0.5,
+    "rope.scaling.yarn_log_multiplier": 0.1,
+}
+
+
+def read(name: str, told: Mapping[str, Any]) -> ModelConfig:
+    entry = ARCHITECTURES.get(name)
+    assert entry.gguf_config is not None
+    return entry.read(entry.gguf_config(told) | {"vocab_size": 320, "tie_word_embeddings": False})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_key_that_changes_a_result_is_read_or_refused_by_name(name: str) -> None:
+    told = {**metadata(made(name).config), "rope.dimension_count": 4}
+    told |= {} if name in ("gpt_neox", "gptj", "phi3") else {"rope.dimension_count": 8}
+    told |= {"attention.sliding_window_pattern": 2} if "attention.sliding_window" in told and name != "phi3" else {}
+    plain = read(name, told)
+    for key, value in KEYS.items():
+        found: object
+        try:
+            found = read(name, {**told, key: value})
+        except ModelError as error:
+            found = str(error)
+        named = isinstance(found, str) and (
+            key in found or (key.startswith("rope.scaling") and "rope scaling" in found)
+        )
+        assert named or not isinstance(found, str), found
+        assert found != plain, f"{key} is passed over"
+
+
+def test_windows_lie_where_the_file_says() -> None:
+    told = metadata(made("gemma2").config)
+    for pattern, windows in (([False, True], (None, 6)), (2, (6, None)), (1, ()), (0, (6, 6))):
+        assert read("gemma2", {**told, "attention.sliding_window_pattern": pattern}).windows == windows
+
+
+def test_an_olmo_3_file_is_not_taken_for_an_olmo_2() -> None:
+    told = metadata(made("olmo2").config)
+    with pytest.raises(ModelError, match=r"attention\.sliding_window 4096, attention\.sliding_window_pattern \[True"):
+        read("olmo2", {**told, "attention.sliding_window": 4096, "attention.sliding_window_pattern": [True, False]})
+
+
+def test_yarn_is_read_with_its_own_numbers() -> None:
+    scaling = RopeScaling("yarn", 8.0, 2.0, 64.0, 64, 0.1 * math.log(8) + 1)
+    told = metadata(made("qwen3", rope_scaling=scaling).config)
+    told |= {"rope.scaling.yarn_beta_fast": 64.0, "rope.scaling.yarn_beta_slow": 2.0}
+    usual = float(np.float32(scaling.attention_factor))
+    assert read("qwen3", {**told, "rope.scaling.yarn_attn_factor": usual}).rope_scaling == scaling
+    assert read("qwen3", told).rope_scaling == scaling
+    with pytest.raises(ModelError, match=r"yarn_attn_factor 1\.5 .* only 1\.2079"):
+        read("qwen3", {**told, "rope.scaling.yarn_attn_factor": 1.5})
+
+
+def test_a_factor_without_a_kind_is_linear() -> None:
+    told = metadata(made("llama").config)
+    assert read("llama", {**told, "rope.scaling.factor": 4.0}).rope_scaling == RopeScaling("linear", 4.0)
 
 
 def llama3(factor: float, low: float = 1.0) -> tuple[Decoder, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from graftwood.errors import ModelError
 from graftwood.model.config import RopeScaling
-from graftwood.model.hf import write_rope
+from graftwood.model.hf import every, write_rope
 from graftwood.model.rope import frequencies
 from graftwood.model.rules import ROTARY_KEY, ROTARY_QUERY, Rule, Transform
 
@@ -30,6 +31,61 @@ _LLAMA_STEMS = {
 }
 _LLAMA_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 PAIRED = {"attn_q": ROTARY_QUERY, "attn_k": ROTARY_KEY}
+
+
+ROPE = (
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_attn_factor",
+)  # what `rope` reads, beside the original context that alone changes nothing
+WINDOWED = ("attention.sliding_window", "attention.sliding_window_pattern")  # what `windows` reads
+# Keys that change a result in some family. A family names those it reads; the others must have one of these values, or
+# that of another key.
+_OFF: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.output_scale": (),
+    "attention.scale": (),
+    "attention.sliding_window": (0,),
+    "attention.sliding_window_pattern": (),
+    "attention.temperature_length": (0,),
+    "attention.temperature_scale": (),
+    "attn_logit_softcapping": (0.0,),
+    "embedding_scale": (1.0,),
+    "expert_count": (0,),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (1.0,),
+    "residual_scale": (1.0,),
+    "rope.dimension_sections": (),
+    "rope.scale_linear": (0.0, 1.0),
+    "rope.scaling.alpha": (0.0, 1.0),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.factor": (0.0, 1.0),
+    "rope.scaling.type": ("none",),
+    "rope.scaling.yarn_attn_factor": (),
+    "rope.scaling.yarn_beta_fast": (),
+    "rope.scaling.yarn_beta_slow": (),
+    "rope.scaling.yarn_ext_factor": (-1.0, 1.0),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "router_logit_softcapping": (0.0,),
+}
+_AS = {"rope.dimension_count_swa": "rope.dimension_count", "rope.freq_base_swa": "rope.freq_base"}
+
+
+def refuse_the_rest(metadata: Metadata, reads: Iterable[str] = ()) -> None:
+    """Raises: ModelError naming every key of `metadata` that is on and not among those the family reads."""
+    named = set(reads)
+    off = {**_OFF, **{key: (metadata.get(other),) for key, other in _AS.items()}}
+    on = [
+        f"{key} {metadata[key]!r}"
+        for key, no in off.items()
+        if key in metadata.keys() - named and metadata[key] not in no
+    ]
+    if on:
+        raise ModelError(f"{', '.join(on)}: the family's block does not compute that, so the GGUF file is not loaded")
 
 
 def decimal(stored: float) -> float:
@@ -59,13 +115,15 @@ def rules(
     )
 
 
-def llama_config(metadata: Metadata, model_type: str, class_: str) -> dict[str, Any]:
-    """A `config.json` from the keys the Llama family shares.
+def llama_config(metadata: Metadata, model_type: str, class_: str, reads: Sequence[str] = ()) -> dict[str, Any]:
+    """A `config.json` from the keys the Llama family shares; `reads` are those that a family reads beside them.
 
-    Raises: ModelError for a mixture of experts, a partial rotation or a scaling the metadata does not spell out.
+    Raises: ModelError for a mixture of experts, a partial rotation, a scaling the metadata does not spell out, or a key
+    that changes what the block computes.
     """
-    if metadata.get("expert_count"):
+    if metadata.get("expert_count") and "expert_count" not in reads:
         raise ModelError(f"this GGUF file is a mixture of {metadata['expert_count']} experts; {model_type} is dense")
+    refuse_the_rest(metadata, (*ROPE, *reads))
     head_size = metadata.get("attention.key_length", metadata["embedding_length"] // metadata["attention.head_count"])
     rotated = metadata.get("rope.dimension_count", head_size)
     if rotated != head_size:
@@ -91,18 +149,48 @@ def llama_config(metadata: Metadata, model_type: str, class_: str) -> dict[str, 
 
 def rope(metadata: Metadata) -> dict[str, Any] | None:
     """The `rope_scaling` of a GGUF file. Raises: ModelError for a kind its metadata do not say enough of."""
-    kind = metadata.get("rope.scaling.type", "none")
+    kind = metadata.get("rope.scaling.type", "linear" if metadata.get("rope.scaling.factor") else "none")
     if kind == "none":
         return None
     if kind == "linear":
         return {"rope_type": "linear", "factor": decimal(metadata["rope.scaling.factor"])}
     if kind == "yarn":
+        betas = {key: metadata.get(f"rope.scaling.yarn_{key}") for key in ("beta_fast", "beta_slow")}
         return {
             "rope_type": "yarn",
-            "factor": decimal(metadata["rope.scaling.factor"]),
+            "factor": _usual(metadata),
             "original_max_position_embeddings": metadata["rope.scaling.original_context_length"],
+            **{key: decimal(value) for key, value in betas.items() if value is not None},
         }
     raise ModelError(f"rope scaling {kind!r} of a GGUF file is not read; use the model's safetensors folder")
+
+
+def windows(metadata: Metadata) -> dict[str, Any]:
+    """The `sliding_window` of a GGUF file, and the `layer_types` where it says which layers have one."""
+    size = {"sliding_window": metadata["attention.sliding_window"]}
+    given = metadata.get("attention.sliding_window_pattern")
+    if given is None:
+        return size
+    layers = metadata["block_count"]
+    if isinstance(given, int):
+        return size | {"layer_types": every(given, layers) if given else ["sliding_attention"] * layers}
+    return size | {"layer_types": ["sliding_attention" if slides else "full_attention" for slides in given]}
+
+
+def _usual(metadata: Metadata) -> float:
+    """The factor of YaRN. Raises: ModelError for one on attention that is not what follows from it.
+
+    Converters write the whole of it where a configuration has it, and llama.cpp has read it as one beside the usual.
+    """
+    factor = decimal(metadata["rope.scaling.factor"])
+    usual = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    given = metadata.get("rope.scaling.yarn_attn_factor", usual)
+    if not math.isclose(given, usual, rel_tol=1e-4):
+        raise ModelError(
+            f"rope.scaling.yarn_attn_factor {given:g} of a GGUF file is not read, only {usual:.5g}, which a factor of "
+            f"{factor:g} asks for; use the model's safetensors folder"
+        )
+    return factor
 
 
 def rope_of_factors(factors: Tensor, theta: float) -> dict[str, Any]:

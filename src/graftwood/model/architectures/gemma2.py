@@ -105,14 +105,17 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return write_sizes(config, "gemma2", "Gemma2ForCausalLM")
 
 
-def gguf_sizes(metadata: Mapping[str, Any], model_type: str, class_: str, odd_one: int) -> dict[str, Any]:
+def gguf_sizes(
+    metadata: Mapping[str, Any], model_type: str, class_: str, odd_one: int, reads: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """A `config.json` from GGUF metadata; the model of `odd_one` layers scales by its width instead of its heads'."""
-    fields = ggml.llama_config(metadata, model_type, class_)
+    reads = (*ggml.WINDOWED, "attn_logit_softcapping", "final_logit_softcapping", *reads)
+    fields = ggml.llama_config(metadata, model_type, class_, reads)
     mean = metadata["embedding_length"] // metadata["attention.head_count"]
     del fields["hidden_act"]
     caps = ("attn_logit_softcapping", "final_logit_softcapping")  # files from before they were written mean the usual
     return fields | {
-        "sliding_window": metadata["attention.sliding_window"],
+        **ggml.windows(metadata),
         "query_pre_attn_scalar": mean if metadata["block_count"] == odd_one else fields["head_dim"],
         **{key: metadata[key] for key in caps if key in metadata},
     }

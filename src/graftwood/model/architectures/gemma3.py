@@ -51,7 +51,8 @@ def write(config: ModelConfig) -> dict[str, Any]:
 def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A `config.json` from GGUF metadata."""
     local = ggml.decimal(metadata.get("rope.freq_base_swa", 10_000.0))
-    fields = gemma2.gguf_sizes(metadata, "gemma3_text", "Gemma3ForCausalLM", odd_one=62)
+    reads = ("rope.freq_base_swa",)
+    fields = gemma2.gguf_sizes(metadata, "gemma3_text", "Gemma3ForCausalLM", odd_one=62, reads=reads)
     return fields | {"rope_local_base_freq": local}
 
 

@@ -87,7 +87,8 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A `config.json` from GGUF metadata."""
+    """A `config.json` from GGUF metadata. Raises: ModelError for a key that changes what the block computes."""
+    ggml.refuse_the_rest(metadata)
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],

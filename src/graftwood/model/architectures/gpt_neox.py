@@ -104,7 +104,8 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A `config.json` from GGUF metadata."""
+    """A `config.json` from GGUF metadata. Raises: ModelError for a key that changes what the block computes."""
+    ggml.refuse_the_rest(metadata, ggml.ROPE)
     head_size = metadata["embedding_length"] // metadata["attention.head_count"]
     return {
         "model_type": "gpt_neox",

@@ -72,12 +72,11 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A `config.json` from GGUF metadata."""
-    dense = {key: value for key, value in metadata.items() if key != "expert_count"}
-    fields = ggml.llama_config(dense, "gpt_oss", "GptOssForCausalLM")
+    fields = ggml.llama_config(metadata, "gpt_oss", "GptOssForCausalLM", ("expert_count", *ggml.WINDOWED))
     scaling = fields["rope_scaling"]
     return fields | {
         "rope_scaling": scaling | {"truncate": False} if scaling else {"rope_type": "default"},
-        "sliding_window": metadata["attention.sliding_window"],
+        **ggml.windows(metadata),
         "num_local_experts": metadata["expert_count"],
         "num_experts_per_tok": metadata["expert_used_count"],
         "intermediate_size": metadata["expert_feed_forward_length"],

@@ -56,7 +56,7 @@ def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A `config.json` from GGUF metadata."""
     head_size = metadata["embedding_length"] // metadata["attention.head_count"]
     whole = {**metadata, "rope.dimension_count": head_size}
-    return ggml.llama_config(whole, "phi3", "Phi3ForCausalLM") | {
+    return ggml.llama_config(whole, "phi3", "Phi3ForCausalLM", ("attention.sliding_window",)) | {
         "partial_rotary_factor": metadata.get("rope.dimension_count", head_size) / head_size,
         "sliding_window": metadata.get("attention.sliding_window") or None,
     }
