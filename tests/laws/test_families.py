@@ -66,6 +66,30 @@ def test_padded_and_growing_batches_equal_transformers(name: str, tmp_path: Path
             torch.testing.assert_close(again, told.logits, rtol=0.0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("gemma2", {}),
+        ("gemma3", {}),
+        ("gpt_oss", {}),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 20}),
+        ("qwen3", {"use_sliding_window": True, "max_window_layers": 20}),
+        ("smollm3", {"use_sliding_window": True}),
+        ("smollm3", {"use_sliding_window": True, "no_rope_layer_interval": 3}),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": None}),
+    ],
+)
+def test_windows_lie_in_the_layers_where_transformers_has_them(name: str, given: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    entry = ARCHITECTURES.get(name)
+    told = {"num_hidden_layers": 36, "sliding_window": 8, **given}
+    theirs = transformers.CONFIG_MAPPING[entry.model_types[0]](**told)
+    sizes = {"vocab_size": 320, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    ours = entry.read(told | sizes)
+    expected = tuple(8 if kind == "sliding_attention" else None for kind in theirs.layer_types)
+    assert ours.windows == (expected if any(expected) else ())
+
+
 @architectures
 @pytest.mark.parametrize("technique", ["full", "lora"])
 def test_tuning_keeps_its_promises(name: str, technique: str, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def read(fields: Mapping[str, Any]) -> ModelConfig:
     hf.activation(fields, "hidden_act", "smollm3", "silu", only=("silu",))
     every = fields.get("no_rope_layer_interval", 4)
     turning = fields.get("no_rope_layers") or [(layer + 1) % every for layer in range(fields["num_hidden_layers"])]
+    kinds = ["full_attention" if turns else "sliding_attention" for turns in turning]
     return hf.llama_sizes(
         fields,
         "smollm3",
@@ -31,7 +32,7 @@ def read(fields: Mapping[str, Any]) -> ModelConfig:
         attention_bias=fields.get("attention_bias", False),
         feed_forward_bias=fields.get("mlp_bias", False),
         unturned=tuple(layer for layer, turns in enumerate(turning) if not turns),
-        windows=qwen2.windows(fields),
+        windows=hf.windows(fields, kinds) if fields.get("use_sliding_window") else (),
     )
 
 
