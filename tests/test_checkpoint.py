@@ -260,6 +260,12 @@ def test_finished_steps_are_listed_oldest_first_and_nothing_else(steps: Path) ->
     assert step_folders(steps / "nowhere") == []
 
 
+def test_steps_past_the_millionth_are_newer(tmp_path: Path) -> None:
+    for step in (1_000_500, 0, 990_000):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    assert [path.name for path in step_folders(tmp_path)] == ["step-000000", "step-990000", "step-1000500"]
+
+
 @pytest.mark.parametrize("file", ["trained.safetensors", "optimiser.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["cut", "emptied", "gone"])
 def test_a_damaged_step_is_named_with_what_to_do(file: str, damage: str, steps: Path) -> None:

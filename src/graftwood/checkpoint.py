@@ -200,8 +200,13 @@ def load_step(folder: Path) -> Saved:
 
 
 def step_folders(folder: Path) -> list[Path]:
-    """Finished step folders, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    """Finished step folders, oldest first; names have six digits up to the millionth step, and more from then on."""
+    found = (path for path in folder.glob("step-*") if _step(path).isdigit() and path.is_dir())
+    return sorted(found, key=lambda path: int(_step(path)))
+
+
+def _step(folder: Path) -> str:
+    return folder.name.removeprefix("step-")
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
