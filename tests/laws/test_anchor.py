@@ -223,6 +223,36 @@ def test_a_share_is_the_share_that_is_read_and_weighs_the_same(name: str, share:
     assert sum(loss.item() for loss, _ in parts) / steps == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.parametrize("name", ["kl", "replay"])
+def test_no_more_is_computed_at_once_than_the_budget(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = open_base(str(folder), CPU)
+    length, rows = 24, Examples(tiny.examples(8))
+    share = 6.2 * length / Ground(base, tiny.technique("full"), rows, tiny.plan()).step_tokens  # six at a step
+    holds = [
+        ANCHORS.get(name)
+        .parse({"share": share, "windows": 8})
+        .hold(Ground(base, tiny.technique("full"), rows, replace(tiny.plan(), token_budget=budget)))
+        for budget in (1024, 2 * length + 5)
+    ]
+    decoder = base.decoder
+    decoder.initialise(seed=5)
+    decoder.requires_grad_(True)
+    hidden, seen = decoder.hidden, []
+    monkeypatch.setattr(
+        decoder, "hidden", lambda ids, *rest, **more: (seen.append(ids.numel()), hidden(ids, *rest, **more))[1]
+    )
+    found = []
+    for hold in holds:
+        seen.clear()
+        decoder.zero_grad()
+        for loss, _ in hold.losses(decoder, 0):
+            loss.backward()
+        found.append({key: parameter.grad.clone() for key, parameter in decoder.named_parameters()})
+    assert seen == [2 * length] * 3
+    for key, whole_one in found[0].items():
+        torch.testing.assert_close(found[1][key], whole_one, rtol=1e-4, atol=1e-6)
+
+
 def test_texts_come_in_turn_and_depend_on_the_step_alone() -> None:
     trickle = Trickle(5, 0.7, seed=3)
     steps = [trickle.at(step) for step in range(50)]

@@ -68,29 +68,31 @@ class KL(Anchor):
         if self.on == "masked":
             return TaughtMasked(ground.untouched(masked), self.weight)
         expected = ground.remembered(self.windows, self.share)
-        return Drawn(expected, self.weight, ground.trickle(len(expected.ids), self.share, expected.ids.shape[1]))
+        trickle = ground.trickle(len(expected.ids), self.share, expected.ids.shape[1])
+        return Drawn(expected, self.weight, trickle, ground.plan.token_budget)
 
 
 class Drawn(Hold):
     """Some of the windows at each step, all of them in turn.
 
     A window weighs the same whether steps read several or one in a while: the mean over the steps is what is asked for.
+    No more than `budget` tokens are computed at once, and at least a window.
     """
 
-    def __init__(self, expected: Expected, weight: float, trickle: Trickle) -> None:
+    def __init__(self, expected: Expected, weight: float, trickle: Trickle, budget: int) -> None:
         self._expected, self._weight, self._trickle = expected, weight, trickle
+        self._together = max(1, budget // expected.ids.shape[1])
 
     def losses(self, decoder: Decoder, step: int) -> Iterator[tuple[Tensor, int]]:
         rows = self._trickle.at(step)
-        if not rows:
-            return
-        ids, words, log_p = (
-            part[rows].to(decoder.device) for part in (self._expected.ids, self._expected.words, self._expected.log_p)
-        )
-        hidden = decoder.hidden(ids.reshape(1, -1), (ids.shape[1],) * len(ids))[0]
-        objective = Divergence(words.flatten(0, 1), log_p.flatten(0, 1))
+        held = (self._expected.ids, self._expected.words, self._expected.log_p)
         weight = self._weight * len(rows) / self._trickle.rate
-        yield summed(decoder, hidden, objective) * (weight / len(objective)), ids.numel()
+        predictions = len(rows) * self._expected.words.shape[1]
+        for start in range(0, len(rows), self._together):
+            ids, words, log_p = (part[rows[start : start + self._together]].to(decoder.device) for part in held)
+            hidden = decoder.hidden(ids.reshape(1, -1), (ids.shape[1],) * len(ids))[0]
+            objective = Divergence(words.flatten(0, 1), log_p.flatten(0, 1))
+            yield summed(decoder, hidden, objective) * (weight / predictions), ids.numel()
 
 
 class Taught(Hold):
