@@ -93,6 +93,14 @@ def test_a_smaller_stride_gives_the_text_at_other_offsets(tmp_path: Path) -> Non
     assert len(Windows(stream(tmp_path / "b", numbered(23)), 8, 8, limit=10)) == 2
 
 
+def test_rows_of_other_text_or_at_other_places_have_another_fingerprint(tmp_path: Path) -> None:
+    made = stream(tmp_path / "a", numbered(5, 3), numbered(9))
+    others = [stream(tmp_path / "b", numbered(5, 3), numbered(8)), stream(tmp_path / "c", numbered(4, 4), numbered(9))]
+    rows = [Windows(made, 4, 4), Windows(made, 4, 3), Windows(made, 5, 4), Windows(made, 4, 4, limit=6)]
+    assert len({one.fingerprint for one in (*rows, *(Windows(other, 4, 4) for other in others))}) == 6
+    assert Windows(made, 4, 4).fingerprint == rows[0].fingerprint
+
+
 def test_a_window_has_the_losses_its_documents_have_alone(tmp_path: Path) -> None:
     decoder = tiny.decoder()
     generator = torch.Generator().manual_seed(0)

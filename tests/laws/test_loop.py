@@ -148,6 +148,7 @@ def test_a_loss_that_is_no_number_changes_nothing_and_names_its_row(tmp_path: Pa
     assert made.progress == done
     assert f"step {done.step + 1}: loss nan" in str(caught.value)
     assert "from rows rows.jsonl:5;" in str(caught.value)
+    assert "start again without such rows" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -293,6 +294,33 @@ def test_another_run_is_not_resumed(other: dict[str, Any], options: dict[str, An
     with pytest.raises(ConfigError, match=words) as caught:
         trainer(tmp_path, tiny.plan(**other), **options).resume()
     assert str(tmp_path / "step-000000") in str(caught.value)
+
+
+def changed(rows: list[Example]) -> list[Example]:
+    """The rows with the last id of the third one another."""
+    ids = rows[2].ids
+    return [*rows[:2], replace(rows[2], ids=(*ids[:-1], ids[-1] ^ 1)), *rows[3:]]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda rows: rows[:-1],
+        lambda rows: [*rows, rows[0]],
+        changed,
+        lambda rows: rows[::-1],
+        lambda rows: [replace(rows[0], answer=tuple(not counts for counts in rows[0].answer)), *rows[1:]],
+    ],
+    ids=["a row fewer", "a row more", "another text", "another order", "other answers"],
+)
+def test_a_run_on_other_rows_is_not_resumed(other: Callable[[list[Example]], list[Example]], tmp_path: Path) -> None:
+    rows, held_out, plan = tiny.examples(16), tiny.examples(6, seed=9), tiny.plan(batch=4)
+    list(trainer(tmp_path, plan, rows, held_out).run(until=2))
+    for kind, given in (("training", (other(rows), held_out)), ("validation", (rows, other(held_out)))):
+        with pytest.raises(ConfigError, match=rf"is of another run: other {kind} rows; give") as caught:
+            trainer(tmp_path, plan, *given).resume()
+        assert "\n" not in str(caught.value)
+    assert trainer(tmp_path, plan, list(rows), list(held_out)).resume()
 
 
 def test_a_run_with_other_options_of_its_technique_is_not_resumed(

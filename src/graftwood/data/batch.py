@@ -5,6 +5,7 @@ Letters: N tokens of all documents together, M predictions that count.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -169,6 +170,10 @@ class Rows(Protocol):
     def tasks(self) -> Mapping[str, Sequence[int]]:
         """Row numbers by task; of one task without a name where rows know none."""
 
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what is read of them: ids, answers, order."""
+
     def __len__(self) -> int: ...
 
     def packs(self, rows: Sequence[int], budget: int) -> list[Packed]:
@@ -200,6 +205,15 @@ class Examples:
     def place(self, row: int) -> str:
         """`file:line`."""
         return f"{self._examples[row].row.file}:{self._examples[row].row.line}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all rows, in their order."""
+        digest = hashlib.sha256()
+        for example in self._examples:
+            digest.update(np.array([len(example.ids), *example.ids], dtype=np.int64).tobytes())
+            digest.update(np.array(example.answer, dtype=np.bool_).tobytes())
+        return digest.hexdigest()
 
     def only(self, rows: Sequence[int]) -> Self:
         """Some of the rows; in packs they have the numbers that they have here, and whatever goes by those."""

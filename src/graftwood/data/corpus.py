@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from graftwood.data.batch import Packed
 from graftwood.errors import DataError
-from graftwood.files import sha256_file
+from graftwood.files import sha256_file, sha256_text
 
 CORPUS, SHARD, TOKENIZER, SHARDS = "corpus.json", "shard.json", "tokenizer", "shards"
 ARRAYS = ("tokens.npy", "ends.npy", "places.npy")
@@ -143,6 +143,15 @@ class Stream:
             parts.append(self._tokens[number][max(0, begin) : end].astype(np.int64))
         return np.concatenate(parts)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of its tokens and the documents' ends, by the checksums that the shards keep of them."""
+        sums: list[str] = []
+        for shard in self._shards:
+            told = _checksums(shard.parent) or {}
+            sums += [told.get(shard / name) or sha256_file(shard / name) for name in ARRAYS[:2]]
+        return sha256_text(*sums)
+
     def place(self, token: int) -> str:
         """`file:line` of the document a token belongs to."""
         number = int(np.searchsorted(self.ends, token, side="right"))
@@ -178,6 +187,11 @@ class Windows:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the tokens and of where the rows lie in them."""
+        return sha256_text(self._stream.fingerprint, str(self._size), str(self._stride), str(self._count))
 
     def packs(self, rows: Sequence[int], budget: int) -> list[Packed]:
         """These rows in packs of at most `budget` tokens, at least one row each."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,14 +17,16 @@ from torch import Tensor
 from graftwood.checkpoint import Saved, load_step, save_step, step_folders
 from graftwood.data.batch import Packed, Rows
 from graftwood.data.mixture import order_for
-from graftwood.errors import ConfigError, GraftError
-from graftwood.model.decoder import Decoder, count_parameters
+from graftwood.errors import GraftError
+from graftwood.model.decoder import Decoder
 from graftwood.runtime import Heap, seeded
 from graftwood.technique import Technique
 from graftwood.train.hold import Hold
 from graftwood.train.loss import CrossEntropy, Gate, predicting, summed, token_losses
 from graftwood.train.optim import Optimiser, OptimiserName, schedule
+from graftwood.train.resuming import check_same_run
 
+_AGAIN = "start again without such rows, or with a lower --lr, in another --out; nothing of the base is lost"
 START = "step-000000"  # where the run began: what the way to its end is measured from
 
 
@@ -209,8 +211,7 @@ class Trainer:
             self.optimiser.forget()
             raise NonFiniteLossError(
                 f"step {self.progress.step + 1}: loss {loss}, gradient norm {norm}, from "
-                f"{self._culprits(self.train, rows)}; the parameters are as they were before this step; mend these "
-                "rows and go on with --resume, or start again with a lower --lr"
+                f"{self._culprits(self.train, rows)}; the parameters are as they were before this step; {_AGAIN}"
             )
         self.optimiser.step(rate)
         for hold in self._holds:
@@ -242,8 +243,7 @@ class Trainer:
         if valid is not None and not math.isfinite(valid):
             culprits = self._culprits(self._valid_rows, range(len(self._valid_rows)))
             raise NonFiniteLossError(
-                f"after step {self.progress.step}: validation loss {valid}, from {culprits}; mend these rows and go on "
-                "with --resume, or start again with a lower --lr"
+                f"after step {self.progress.step}: validation loss {valid}, from {culprits}; {_AGAIN}"
             )
         self.decoder.train()
         before = self.progress
@@ -265,12 +265,19 @@ class Trainer:
     def save(self) -> None:
         """Write this step's folder, then drop what is no longer needed."""
         target = self.folder / f"step-{self.progress.step:06d}"
-        drawn = self.order.drawn(self.progress.step)
-        state = {"progress": asdict(self.progress), "plan": asdict(self.plan), "drawn": drawn}
+        state = {"progress": asdict(self.progress)} | self._state(self.progress.step)
         trained = {name: parameter.detach() for name, parameter in self.trained.items()}
         save_step(target, Saved(trained, self.optimiser.tensors(), state))
         self._saved_at = time.monotonic()
         self._tidy()
+
+    def _state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint of that step says of the run beside its progress."""
+        return {"plan": asdict(self.plan), "drawn": self.order.drawn(step), "rows": self._prints}
+
+    @cached_property
+    def _prints(self) -> dict[str, str]:
+        return {"training": self.train.fingerprint, "validation": self._valid_rows.fingerprint}
 
     def _tidy(self) -> None:
         """Drop all steps but the start, the newest and the best, and what a kill left half-written or half-removed."""
@@ -282,27 +289,14 @@ class Trainer:
     def resume(self) -> bool:
         """Take up the newest checkpoint; False when there is none.
 
-        Raises: ConfigError when it was made by a run that trains differently.
+        Raises: ConfigError when it was made by a run that trains differently or on other rows.
         """
         folders = step_folders(self.folder)
         if not folders:
             return False
         saved = load_step(folders[-1])
-        there, here = saved.state["plan"], json.loads(json.dumps(asdict(self.plan)))
-        odd = [
-            f"{name} {there.get(name)} there, {value} here" for name, value in here.items() if there.get(name) != value
-        ]
-        if {name: tensor.shape for name, tensor in saved.trained.items()} != {
-            n: p.shape for n, p in self.trained.items()
-        }:
-            counts = (count_parameters(tensors.values()) for tensors in (saved.trained, self.trained))
-            odd.append("other parameters train ({:,} there, {:,} here)".format(*counts))
-        if saved.state["drawn"] != (drawn := self.order.drawn(saved.state["progress"]["step"])):
-            odd.append(f"rows drawn of each task {saved.state['drawn']} there, {drawn} here")
-        if odd:
-            raise ConfigError(
-                f"{folders[-1]} is of another run: {'; '.join(odd)}; give what was given there, or another folder"
-            )
+        state = self._state(saved.state["progress"]["step"])
+        check_same_run(folders[-1], saved, state, self.trained)
         self._put(saved)
         self.optimiser.restore(saved.optimiser)
         self.progress = Progress(**saved.state["progress"])
