@@ -16,13 +16,13 @@ import torch
 from rich.console import Console
 
 import graftwood as gw
-from graftwood.config import resolve
+from graftwood.config import PretrainConfig, RunConfig, resolve
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals.report import read_report
 from graftwood.handover import export
 from graftwood.model.quantised import quantise
 from graftwood.progress import Display
-from graftwood.run import run
+from graftwood.run import dry_pretrain, dry_run, run
 from graftwood.train.loop import Evaluated, Stepped, Trainer
 from tiny import adapter, decoder, model_folder
 
@@ -120,6 +120,24 @@ def test_a_used_folder_is_refused_and_an_empty_one_cannot_be_resumed(model: gw.M
         gw.tune(fresh, ROWS, out=str(tmp_path / "other"), resume=True, **QUICK)
     with pytest.raises(ConfigError, match="already carries an adapter"):
         gw.tune(model, ROWS, out=str(tmp_path / "third"), **QUICK)
+
+
+def test_float16_is_for_generating_alone(model: gw.Model, tmp_path: Path) -> None:
+    half = gw.load(tmp_path / "base", dtype="float16")
+    assert half.generate("one", max_tokens=2)
+    config = RunConfig(data="rows.jsonl", model=str(tmp_path / "base"), dtype="float16")
+    text = {"data": str(tmp_path / "text.txt"), "out": str(tmp_path / "new"), "dtype": "float16"}
+    for begin in (
+        lambda: gw.tune(half, ROWS, out=str(tmp_path / "run"), **QUICK),
+        lambda: gw.tune(model, ROWS, out=str(tmp_path / "run"), dtype="float16", **QUICK),
+        lambda: dry_run(config, Display(quiet=True)),
+        lambda: gw.pretrain(**text),
+        lambda: dry_pretrain(PretrainConfig(**text), Display(quiet=True)),
+    ):
+        with pytest.raises(ConfigError, match=r"float16 is for generating: .* give --dtype bfloat16"):
+            begin()
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_its_run_file_works_from_any_folder(model: gw.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

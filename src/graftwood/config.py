@@ -124,7 +124,7 @@ class RunConfig(BaseModel):
     save_seconds: Annotated[float, Field(gt=0, description="longest time between two checkpoints")] = 300.0
     seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of split, order and initial values")] = 0
     device: Annotated[str, Field(description="auto, cpu or cuda")] = "auto"
-    dtype: Annotated[str, Field(description="auto, float32, bfloat16 or float16")] = "auto"
+    dtype: Annotated[str, Field(description="auto, float32 or bfloat16")] = "auto"
     base_precision: Annotated[
         Literal["full", "int8", "q4"], Field(description="full, or int8 or q4 for a frozen base in less memory")
     ] = "full"
@@ -190,7 +190,7 @@ class PretrainConfig(BaseModel):
     save_steps: Annotated[int, Field(ge=0, description="steps between two checkpoints; 0 leaves it to time")] = 0
     seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of order, held-out text and initial values")] = 0
     device: Annotated[str, Field(description="auto, cpu or cuda")] = "auto"
-    dtype: Annotated[str, Field(description="auto, float32, bfloat16 or float16")] = "auto"
+    dtype: Annotated[str, Field(description="auto, float32 or bfloat16")] = "auto"
 
 
 def resolve(file: Path | None, flags: Mapping[str, Any]) -> RunConfig:

@@ -30,7 +30,7 @@ from graftwood.pretraining import Result
 from graftwood.progress import Display
 from graftwood.prompts import Asked
 from graftwood.racing import execute_race, preview_race
-from graftwood.runtime import place
+from graftwood.runtime import DTYPES, check_trains, place
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast
 from graftwood.training import STOPPED, as_begun, holds_run, run_folder
@@ -195,6 +195,7 @@ def run(
     rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> Run:
     """One run from a resolved configuration; what can be checked without the model is checked before it is opened."""
+    check_trains(DTYPES.get(config.dtype), None if model is None else model.base.decoder.compute_dtype)
     out = run_folder(config.out, config.sources, resume)
     config = as_begun(config, out / "run.toml") if resume else config
     drafted, given = draft(config, rows, _outline(config, model)), model
@@ -263,6 +264,7 @@ def pretrain_with(config: PretrainConfig, display: Display, resume: bool = False
 
     Raises: DataError for a corpus that cannot be used, ConfigError for options that do not fit.
     """
+    check_trains(DTYPES.get(config.dtype))
     out = run_folder(config.out, [config.data], resume)
     job = pretraining.prepare(config, _continued(config), out, display)
     return pretraining.execute(job, pretraining.preview(job, display), out, display, resume)
@@ -270,6 +272,7 @@ def pretrain_with(config: PretrainConfig, display: Display, resume: bool = False
 
 def dry_pretrain(config: PretrainConfig, display: Display) -> Forecast:
     """What pre-training would do and take; the corpus is prepared, nothing is trained."""
+    check_trains(DTYPES.get(config.dtype))
     out = run_folder(config.out, [config.data], resume=False)
     return pretraining.preview(pretraining.prepare(config, _continued(config), out, display), display)
 
@@ -285,6 +288,7 @@ def _continued(config: PretrainConfig) -> Base | None:
 
 def dry_run(config: RunConfig, display: Display) -> Forecast:
     """What a run would do and take, without doing it."""
+    check_trains(DTYPES.get(config.dtype))
     drafted = draft(config, outline=_outline(config, None))
     model = load(config.model, device=config.device, dtype=config.dtype)
     quantise(model.base.decoder, config.base_precision)

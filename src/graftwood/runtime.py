@@ -53,6 +53,15 @@ def place(device: str = "auto", dtype: str = "auto") -> Place:
     return Place(torch.device(device), DTYPES[dtype])
 
 
+def check_trains(*formats: torch.dtype | None) -> None:
+    """Raises: ConfigError where one of these is float16: gradients of long steps are below what it has numbers for."""
+    if torch.float16 in formats:
+        raise ConfigError(
+            "float16 is for generating: in training the gradients of a large batch would round to zero unseen; give "
+            "--dtype bfloat16, which takes as much memory, or float32"
+        )
+
+
 # MKL, which multiplies float32 matrices for torch, gives a processor of another maker its kernels of 256 bits, even
 # where the processor has 512. oneDNN does not ask for the maker, but torch goes to it only where bfloat16 products
 # are allowed. A processor without matrix tiles has none that would pay, so oneDNN multiplies in float32 all the same.
