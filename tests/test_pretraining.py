@@ -14,9 +14,11 @@ import pytest
 import torch
 
 import tiny
+from conftest import CPU
 from graftwood import pretraining
 from graftwood import run as graft
-from graftwood.config import PretrainConfig, RunConfig, count, read_config
+from graftwood.base import open_base
+from graftwood.config import PretrainConfig, RunConfig, count, read_config, save_toml
 from graftwood.data.corpus import ARRAYS, VALID, Stream, open_corpus
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals.report import read_report
@@ -24,7 +26,7 @@ from graftwood.model.architecture import ARCHITECTURES
 from graftwood.model.decoder import Decoder, count_parameters
 from graftwood.progress import Display
 from graftwood.scaling import GIVEN, budget, optimiser, sizes
-from graftwood.train.loop import NonFiniteLossError, Trainer
+from graftwood.train.loop import NonFiniteLossError, Trainer, mean_loss
 
 QUIET = Display(quiet=True)
 SMALL = {
@@ -128,6 +130,81 @@ def test_a_base_that_goes_on_learning_has_a_report_card(
     assert card.chosen.settings["learning rate"] == "0.01"
     assert card.curve[-1].valid_loss == result.valid_loss
     assert card.curve[-1].drift > 0
+
+
+def test_a_run_file_names_the_adapter_that_is_folded_in(
+    text: Path, tmp_path: Path, tokenizer_files: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.model_folder(tmp_path / "tiny", tokenizer_files)
+    (tmp_path / "tuned").mkdir()
+    save_toml(RunConfig(data="rows.jsonl", model=str(folder)), tmp_path / "tuned" / "run.toml")
+    tiny.adapter(open_base(str(folder), CPU), "lora", tmp_path / "tuned" / "adapter")
+    monkeypatch.chdir(tmp_path)
+    given = {"data": str(text), "model": "tuned", "context": 32, "batch_tokens": 256, "tokens": 256, "device": "cpu"}
+    config = PretrainConfig(out="more", sample_tokens=0, **given)
+    begun = pretraining.prepare(config, graft._continued(config), tmp_path / "more", QUIET)
+    save_toml(begun.config, tmp_path / "run.toml")
+    monkeypatch.chdir("/")
+    again = read_config(PretrainConfig, tmp_path / "run.toml", {"out": str(tmp_path / "again")})
+    repeated = pretraining.prepare(again, graft._continued(again), tmp_path / "again", QUIET)
+    ids = torch.arange(3, 40).unsqueeze(0)
+    assert torch.equal(repeated.base.decoder(ids), begun.base.decoder(ids))
+    assert not torch.equal(repeated.base.decoder(ids), graft.load(folder, device="cpu").base.decoder(ids))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_window_is_no_longer_than_the_base_s_positions(
+    architecture: str, text: Path, tmp_path: Path, tokenizer_files: Callable[[Path], None]
+) -> None:
+    made = Decoder(ARCHITECTURES.get(architecture), tiny.config(architecture, max_positions=64))
+    made.initialise(seed=0)
+    folder = tiny.model_folder(tmp_path / "tiny", tokenizer_files, made)
+    config = PretrainConfig(data=str(text), model=str(folder), context=65, device="cpu")
+    with pytest.raises(ConfigError, match="tiny has 64 positions; give --context up to that, not 65"):
+        pretraining.prepare(config, graft._continued(config), tmp_path / "run", QUIET)
+
+
+def test_options_that_nothing_would_read_are_refused(
+    trained: Path, text: Path, tmp_path: Path, tokenizer_files: Callable[[Path], None]
+) -> None:
+    corpus = str(trained / "corpus")
+    for given, said in (
+        (
+            {"data": str(text), "model": str(trained), "depth": 9, "head": "own", "tokenizer": "chars"},
+            "the base model decides --depth, --head, --tokenizer: what is given",
+        ),
+        (
+            {"data": corpus, "held_out": 0.3, "vocab": 300},
+            f"the prepared corpus {corpus} decides --vocab, --held-out: what is given",
+        ),
+        (
+            {"data": corpus, "model": str(trained), "kv_heads": 1, "separator": "---"},
+            f"the base model decides --kv-heads; the prepared corpus {corpus} decides --separator: what is given",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            graft.pretrain(quiet=True, out=str(tmp_path / "run"), **given)
+    # What a run has written down is what it was given, so that it goes on as it was.
+    again = read_config(PretrainConfig, trained / "run.toml", {})
+    graft.pretrain_with(again, QUIET, resume=True)
+
+
+def test_bits_a_byte_are_of_what_is_predicted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [f"row {n}: {'ab'[n % 2] * (n % 7)}" for n in range(200)]
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
+    config = PretrainConfig(data=str(path), out=str(tmp_path / "run"), **SMALL | {"tokenizer": "bytes"})
+    job = pretraining.prepare(config, None, tmp_path / "run", QUIET)
+    documents = job.corpus.documents[VALID]
+    assert documents > 5, "whole documents are held out"
+    with torch.no_grad():
+        for parameter in job.base.decoder.parameters():
+            parameter.zero_()
+    loss = mean_loss(job.base.decoder, job.valid.packs(range(len(job.valid)), 1000))
+    assert loss == pytest.approx(math.log(job.corpus.vocab_size)), "every token is as likely"
+    predicted = job.corpus.bytes[VALID] + documents  # every byte, and what ends a document
+    expected = predicted * math.log2(job.corpus.vocab_size) / job.corpus.bytes[VALID]
+    assert loss * job.bits_a_nat == pytest.approx(expected)
 
 
 def test_a_corpus_of_another_tokenizer_stops_the_run(trained: Path, text: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from graftwood.data.tokenizers.bpe import from_folder
 from graftwood.data.tokenizers.train import KINDS
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals.card import Chosen
-from graftwood.files import atomic_folder, folder_bytes, sha256_text, storage, write_json
+from graftwood.files import atomic_folder, expanded, folder_bytes, sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.generate.sampling import Sampling
 from graftwood.model.architecture import ARCHITECTURES
@@ -44,6 +44,9 @@ from graftwood.training import check_same, drive
 BETAS = (0.9, 0.95)  # of AdamW: Brown et al. 2020, arXiv 2005.14165, appendix B
 NOTHING = Examples(())
 _RESIDUAL = ("o_proj.weight", "down_proj.weight")
+_OF_TOKENS = ("tokenizer", "vocab")
+_OF_BASE = ("depth", "params", "layers", "width", "heads", "kv_heads", "feed_forward", "head", *_OF_TOKENS)
+_OF_CORPUS = (*_OF_TOKENS, "separator", "held_out")
 
 
 @dataclass(frozen=True)
@@ -149,15 +152,20 @@ def initialise(decoder: Decoder, seed: int) -> None:
 def prepare(config: PretrainConfig, base: Base | None, out: Path, display: Display) -> Job:
     """Everything before the first step, each value told with its source.
 
-    Raises: DataError for a corpus that is damaged or shorter than a window; ConfigError for sizes that do not fit.
+    Raises: DataError for a corpus that is damaged or shorter than a window; ConfigError for sizes that do not fit, or
+    for options that the base or the corpus decides.
     """
+    _check_read(config, base)
     config = _lasting(config, base)
     corpus = ready_corpus(config, base, out, display)
     settings: dict[str, Setting] = {}
     if base is None:
         model, settings = sizes(config, corpus.vocab_size)
         base = new_base(config, corpus, model, out)
-    context = config.context or min(base.decoder.config.max_positions, 1024)
+    positions = base.decoder.config.max_positions
+    context = config.context or min(positions, 1024)
+    if context > positions:
+        raise ConfigError(f"{base.name} has {positions:,} positions; give --context up to that, not {context:,}")
     if corpus.tokens[TRAIN] <= context:
         raise DataError(
             f"{corpus.folder} has {corpus.tokens[TRAIN]:,} training tokens, fewer than one window of {context}; add "
@@ -175,7 +183,7 @@ def prepare(config: PretrainConfig, base: Base | None, out: Path, display: Displ
     for name, setting in settings.items():
         display.say(f"  {name} {setting.value:,.6g}: {setting.source}")
     display.say("  optimiser {}: {}".format(*optimiser(config)))
-    return Job(config, base, corpus, plan, train, valid, _bits_a_nat(corpus, valid), settings)
+    return Job(config, base, corpus, plan, train, valid, _bits_a_nat(corpus, valid, base.tokenizer.bos), settings)
 
 
 def _lasting(config: PretrainConfig, base: Base | None) -> PretrainConfig:
@@ -185,7 +193,24 @@ def _lasting(config: PretrainConfig, base: Base | None) -> PretrainConfig:
     whole = {
         key: str(path.resolve()) for key, path in paths.items() if path.exists() and not (key == "tokenizer" and kind)
     }
-    return config.model_copy(update=whole | ({} if base is None else {"model": base.source}))
+    if config.model is not None and base is not None:  # a run may have an adapter, without which it is its bare base
+        run = expanded(config.model)
+        whole["model"] = str(run.resolve()) if (run / "run.toml").is_file() else base.source
+    return config.model_copy(update=whole)
+
+
+def _check_read(config: PretrainConfig, base: Base | None) -> None:
+    """Raises: ConfigError naming every option that differs from its default and would not be read."""
+    decided = {} if base is None else {f"the base {base.name}": _OF_BASE}
+    if (Path(config.data) / BEGUN).exists():
+        decided[f"the prepared corpus {config.data}"] = _OF_CORPUS
+    defaults = {name: field.default for name, field in PretrainConfig.model_fields.items()}
+    problems = []
+    for who, names in decided.items():
+        if given := [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) != defaults[name]]:
+            problems.append(f"{who} decides {', '.join(given)}")
+    if problems:
+        raise ConfigError(f"{'; '.join(problems)}: what is given would not be read; leave it out")
 
 
 def plan_windows(config: PretrainConfig, schedule: Schedule, stream: Stream, context: int) -> tuple[Plan, Windows]:
@@ -217,9 +242,15 @@ def plan_windows(config: PretrainConfig, schedule: Schedule, stream: Stream, con
     return plan, windows
 
 
-def _bits_a_nat(corpus: Corpus, valid: Windows | None) -> float:
-    """Bits a byte for each nat a token: independent of the tokenizer, so that models with different ones compare."""
-    return 0.0 if valid is None else corpus.tokens[VALID] / corpus.bytes[VALID] / math.log(2)
+def _bits_a_nat(corpus: Corpus, valid: Windows | None, bos: int | None) -> float:
+    """Bits a byte for each nat a token: independent of the tokenizer, so that models with different ones compare.
+
+    What begins a document stands for no byte of it and is predicted by none.
+    """
+    if valid is None:
+        return 0.0
+    begun = 0 if bos is None else corpus.stream(VALID).beginning_with(bos)
+    return (corpus.tokens[VALID] - begun) / corpus.bytes[VALID] / math.log(2)
 
 
 def preview(job: Job, display: Display) -> Forecast:

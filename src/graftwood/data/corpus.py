@@ -152,6 +152,14 @@ class Stream:
             sums += [told.get(shard / name) or sha256_file(shard / name) for name in ARRAYS[:2]]
         return sha256_text(*sums)
 
+    def beginning_with(self, token: int) -> int:
+        """How many documents begin with this token."""
+        begins, found = np.concatenate(([0], self.ends[:-1])), 0
+        for tokens, start in zip(self._tokens, self._starts, strict=False):
+            own = begins[(begins >= start) & (begins < start + len(tokens))] - start
+            found += int((tokens[own] == token).sum())
+        return found
+
     def place(self, token: int) -> str:
         """`file:line` of the document a token belongs to."""
         number = int(np.searchsorted(self.ends, token, side="right"))
