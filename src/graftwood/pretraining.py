@@ -201,7 +201,7 @@ def _lasting(config: PretrainConfig, base: Base | None) -> PretrainConfig:
 
 def _check_read(config: PretrainConfig, base: Base | None) -> None:
     """Raises: ConfigError naming every option that differs from its default and would not be read."""
-    decided = {} if base is None else {f"the base {base.name}": _OF_BASE}
+    decided: dict[str, tuple[str, ...]] = {} if base is None else {f"the base {base.name}": _OF_BASE}
     if (Path(config.data) / BEGUN).exists():
         decided[f"the prepared corpus {config.data}"] = _OF_CORPUS
     defaults = {name: field.default for name, field in PretrainConfig.model_fields.items()}
