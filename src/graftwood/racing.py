@@ -77,7 +77,8 @@ class Start:
     def take(self, trainer: Trainer, folder: Path) -> None:
         """Keep it, where nobody did."""
         if self.progress is None:
-            self.progress = Progress(**load_step(trainer.folder / START).state["progress"])
+            found = Progress(**load_step(trainer.folder / START).state["progress"])
+            self.progress = replace(found, aside_seconds=0.0)
             self.logged = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[0]
 
 

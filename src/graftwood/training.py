@@ -62,6 +62,7 @@ class Trained:
             answer_tokens=one.answer_tokens + two.answer_tokens,
             train_seconds=one.train_seconds + two.train_seconds,
             held_seconds=one.held_seconds + two.held_seconds,
+            aside_seconds=one.aside_seconds + two.aside_seconds,
             best_step=one.step + two.best_step,
         )
         moved = [
@@ -230,6 +231,7 @@ def cost(progress: Progress, report_seconds: float, device: torch.device) -> Cos
     """What a run on a device took, for its report card."""
     return Cost(
         train_seconds=progress.train_seconds,
+        aside_seconds=progress.aside_seconds,
         report_seconds=report_seconds,
         train_tokens=progress.tokens,
         answer_tokens=progress.answer_tokens,

@@ -244,9 +244,10 @@ class Choice(Record):
 
 
 class Cost(Record):
-    """What the run took on this machine."""
+    """What the run took on this machine; `aside_seconds` are of validations and checkpoints between the steps."""
 
     train_seconds: float
+    aside_seconds: float = 0.0
     report_seconds: float
     train_tokens: int
     answer_tokens: int

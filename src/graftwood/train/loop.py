@@ -100,7 +100,8 @@ class Evaluated:
 class Progress:
     """What a run has done so far; all of it is in a checkpoint. `first` are the tasks' losses before the first step.
 
-    Of the seconds of its steps, `held_seconds` went into text that anchors read beside the rows.
+    Of the seconds of its steps, `held_seconds` went into text that anchors read beside the rows; `aside_seconds` are
+    those of evaluations and checkpoints, which are no steps.
     """
 
     step: int = 0
@@ -108,6 +109,7 @@ class Progress:
     answer_tokens: int = 0
     train_seconds: float = 0.0
     held_seconds: float = 0.0
+    aside_seconds: float = 0.0
     evaluations: int = 0
     best_step: int = 0
     best_loss: float | None = None
@@ -235,6 +237,7 @@ class Trainer:
 
         Raises: NonFiniteLossError naming the rows whose loss is not a number.
         """
+        started = time.perf_counter()
         self.decoder.eval()
         with self.optimiser.averaged():
             losses = {t: loss for t, part in self._valid.items() if (loss := mean_loss(self.decoder, part)) is not None}
@@ -254,6 +257,7 @@ class Trainer:
         best = judged is None or before.best_loss is None or judged < before.best_loss
         self.progress = replace(
             before,
+            aside_seconds=before.aside_seconds + time.perf_counter() - started,
             evaluations=before.evaluations + 1,
             best_step=before.step if best else before.best_step,
             best_loss=judged if best else before.best_loss,
@@ -264,12 +268,14 @@ class Trainer:
 
     def save(self) -> None:
         """Write this step's folder, then drop what is no longer needed."""
-        target = self.folder / f"step-{self.progress.step:06d}"
+        started, target = time.perf_counter(), self.folder / f"step-{self.progress.step:06d}"
         state = {"progress": asdict(self.progress)} | self._state(self.progress.step)
         trained = {name: parameter.detach() for name, parameter in self.trained.items()}
         save_step(target, Saved(trained, self.optimiser.tensors(), state))
         self._saved_at = time.monotonic()
         self._tidy()
+        aside = self.progress.aside_seconds + time.perf_counter() - started
+        self.progress = replace(self.progress, aside_seconds=aside)
 
     def _state(self, step: int) -> dict[str, Any]:
         """What a checkpoint of that step says of the run beside its progress."""
