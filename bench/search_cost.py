@@ -58,7 +58,7 @@ def main() -> int:
         "search_cost_vs_full_run", raced.seconds / alone, "times a full fine-tune",
         "seconds of the race for 95%, all that it did once the base was measured",
         f"{raced.seconds / 60:.1f} min, {raced.tokens:,} tokens",
-        f"{alone / 60:.1f} min, {full.cost.train_tokens:,} tokens of one full fine-tune, validations and checkpoints too",
+        f"{alone / 60:.1f} min, {full.cost.train_tokens:,} tokens of one full fine-tune, validations included",
     )  # fmt: skip
     return finish(
         "search_cost", given, [figure], {}, others_share_before=before, others_share_after=after,
