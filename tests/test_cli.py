@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -299,3 +300,24 @@ def test_streams_that_are_closed_or_full(shell: str, code: int, said: str) -> No
     command = f"set -o pipefail; {sys.executable} -m graftwood {shell}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (code, said)
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_run_goes_on_where_nobody_reads_what_it_tells(stop: bool, folder: Path, tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "run"
+    lines = [json.dumps({"prompt": f"say {n}", "completion": f" {n}"}) for n in range(12)]
+    rows.write_text("\n".join(lines), encoding="utf-8")
+    words = ["--data", str(rows), "--model", str(folder), "--out", str(out), "--epochs", "200" if stop else "1"]
+    words += ["--technique", "lora", "--rank", "2", "--tier", "pulse", "--batch", "1"]
+    words += ["--evaluations", "9999", "--patience", "9999"]
+    command = [sys.executable, "-m", "graftwood", "tune", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        assert any("step 3/" in line for line in run.stderr)
+        run.stderr.close()
+        if stop:
+            run.send_signal(signal.SIGINT)
+    assert run.returncode == (130 if stop else 0)
+    assert (out / "adapter").is_dir()
+    chosen = json.loads((out / "report.json").read_text(encoding="utf-8"))["chosen"]
+    assert (chosen["stopped"] == "stopped by you") == stop

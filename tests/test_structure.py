@@ -26,7 +26,7 @@ MODULES = {
 # From the bottom up. A module imports from its own room and from lower layers, never from a neighbour in its layer.
 LAYERS = (
     ("errors",),
-    ("registry", "files", "preparation"),
+    ("registry", "files", "preparation", "telling"),
     ("config", "runtime"),
     ("hub",),
     ("data", "model"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from graftwood import __version__, judging, listings, merging, verbs
+from graftwood import __version__, judging, listings, merging, telling, verbs
 from graftwood.commands import Commands
 from graftwood.errors import ConfigError, GraftError
 from graftwood.flags import (
@@ -85,10 +85,13 @@ def _tune(**given: Any) -> None:
             print_json(vars(expected))
         return
     done = run(config, display, resume)
-    if as_json:
-        print_json(done.report.model_dump())
-    else:
-        show_card(done.folder, done.report)
+    try:
+        if as_json:
+            print_json(done.report.model_dump())
+        else:
+            show_card(done.folder, done.report)
+    except (BrokenPipeError, SystemExit):  # nobody reads the card; what came of the run is said all the same
+        _drop_stdout()
     choice, stopped = done.report.choice, done.report.chosen.stopped == STOPPED
     nothing = choice if choice is not None and choice.dial is None else None
     if nothing is not None:
@@ -256,9 +259,12 @@ def main() -> None:
 def _command() -> Any:
     try:
         code = app(spelled(sys.argv[1:]), prog_name="graft", standalone_mode=False)
-    except SystemExit:  # asked not to exit, typer does so for one reason
+    except SystemExit:  # asked not to exit, typer does so for one reason, which can only be stdout
         raise BrokenPipeError from None
-    sys.stdout.flush()  # what cannot be written must be said here, not when the interpreter ends
+    try:
+        sys.stdout.flush()  # what cannot be written must be said here, not when the interpreter ends
+    except BrokenPipeError:
+        _drop_stdout()
     return code
 
 
@@ -268,10 +274,10 @@ def _open_streams() -> None:
     """
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    sys.stderr = telling.stderr()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is said where it is read
 

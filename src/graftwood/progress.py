@@ -18,6 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from graftwood import telling
 from graftwood.train.loop import Evaluated, Stepped
 
 _LINES_EVERY = 10.0  # seconds between lines where no live line is possible
@@ -25,10 +26,10 @@ _TASKS = 4  # whose losses a line has room for
 
 
 class Display:
-    """Progress on stderr. `quiet` says nothing at all, for programs."""
+    """Progress on stderr, as long as somebody reads it. `quiet` says nothing at all, for programs."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Console(file=telling.stderr(), quiet=quiet, highlight=False)
 
     def say(self, text: str) -> None:
         """One line that stays."""
