@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ CACHED = {  # every shelf as it is written
     f"base-scores/{BASE}-float32": f"piqa-{BASE}.json",
     f"kept-against-drift/{BASE}-{BASE}.json": "",
     f"kept-against-drift/{BASE}.json": "",
+    f"fingerprints/{2 * BASE}": "",
 }
 FOREIGN = (
     "models/llama/model.safetensors",
@@ -88,6 +90,18 @@ def test_cache_deletes_every_kind_of_entry_and_leaves_what_others_put_there(graf
     assert {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()} == set(FOREIGN)
 
 
+def test_cache_deletes_what_a_kill_left_unfinished(graft: Graft, home: Path) -> None:
+    left, begun, foreign = (f".{name}.ab12cd34.part" for name in (f"one-{BASE}", f"two-{BASE}", "theirs"))
+    for name in (left, begun, foreign):
+        put(home / "models" / name / "model.safetensors")
+    for path in ((home / "models" / name) for name in (left, foreign)):
+        for old in (path, path / "model.safetensors"):
+            os.utime(old, (0, 0))
+    assert [entry["name"] for entry in json.loads(graft("cache", "--json").out)["entries"]] == [f"models/{left}"]
+    assert graft("cache", "--clean").code == 0
+    assert {path.name for path in (home / "models").iterdir()} == {begun, foreign}
+
+
 def test_cache_knows_what_a_run_leaves(graft: Graft, home: Path, tiny_hf_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "words.jsonl").write_text('{"context": "the user", "word": "said"}\n', encoding="utf-8")
     assert graft("eval", tiny_hf_folder, "--tasks", tmp_path / "words.jsonl").code == 0
@@ -96,7 +110,7 @@ def test_cache_knows_what_a_run_leaves(graft: Graft, home: Path, tiny_hf_folder:
     rows_kept(base, encode_rows(base.encoder(), rows_from(rows).rows), 1)
     learn(base.fingerprint, "a" * 64, ((0.1, 0.9, 0.95),))
     listed = [entry["name"].split("/")[0] for entry in json.loads(graft("cache", "--json").out)["entries"]]
-    assert sorted(listed) == ["activations", "base-scores", "kept-against-drift", "samples"]
+    assert sorted(listed) == ["activations", "base-scores", "fingerprints", "kept-against-drift", "samples"]
 
 
 def test_export_refuses_a_folder_that_is_in_use(graft: Graft, tmp_path: Path, tiny_hf_folder: Path) -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from graftwood import files
+from graftwood.base import open_base
 from graftwood.errors import ConfigError, StorageError
 from graftwood.files import atomic_folder, atomic_write, cache_home, folder_bytes, sha256_file, sha256_text, storage
+from graftwood.runtime import place
 
 
 def names(folder: Path) -> list[str]:
@@ -121,6 +123,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from graftwood import files
+from graftwood.base import open_base
 moments = 0
 rename = os.replace
 def replace(source, to):
@@ -222,3 +225,13 @@ def test_digests_and_sizes(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "sub" / "a").startswith("ba7816bf")
     assert folder_bytes(tmp_path) == 8
     assert len({sha256_text(*parts) for parts in (("ab", "c"), ("a", "bc"), ("abc",), ("abc", ""))}) == 4
+
+
+def test_a_fingerprint_is_noted_whole_or_not_at_all(tiny_hf_folder: Path, home: Path) -> None:
+    true = open_base(str(tiny_hf_folder), place("cpu")).fingerprint
+    (note,) = (home / "fingerprints").iterdir()
+    assert note.read_text(encoding="utf-8") == true
+    for left in ("", true[:40]):
+        note.write_text(left, encoding="utf-8")
+        assert open_base(str(tiny_hf_folder), place("cpu")).fingerprint == true
+        assert note.read_text(encoding="utf-8") == true

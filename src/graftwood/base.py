@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from graftwood.data.templates import ChatTemplate
 from graftwood.data.templates import from_folder as read_template
 from graftwood.data.tokenizers import bpe
 from graftwood.errors import ModelError
-from graftwood.files import atomic_folder, cache_home, expanded, sha256_file, sha256_text, storage
+from graftwood.files import atomic_folder, atomic_write, cache_home, expanded, sha256_file, sha256_text, storage
 from graftwood.model.decoder import Decoder
 from graftwood.model.gguf import ROPE_FACTORS, GGUFFile
 from graftwood.model.rules import to_files, to_parameters
@@ -117,12 +118,12 @@ def _fingerprint(folder: Path) -> str:
     stats = [(file.resolve(), file.stat()) for file in [folder / "config.json", *shard_files(folder)]]
     key = sha256_text(str(FINGERPRINT), *(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats))[:32]
     note = cache_home() / "fingerprints" / key
-    if note.exists():
-        return note.read_text(encoding="utf-8")
+    noted = note.read_text(encoding="utf-8") if note.exists() else ""
+    if re.fullmatch("[0-9a-f]{64}", noted):  # versions before this one may have left half of it
+        return noted
     value = fingerprint(folder)
     with storage(f"write {note}"):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(value, encoding="utf-8")
+        atomic_write(note, value)
     return value
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from graftwood.choose import relation
 from graftwood.errors import ConfigError, unknown
-from graftwood.files import cache_home, folder_bytes, storage
+from graftwood.files import UNFINISHED, cache_home, folder_bytes, storage
 from graftwood.hub import note_beside
 
 
@@ -22,6 +23,7 @@ def _holds(inner: str) -> Callable[[Path], bool]:
 
 
 _HUGGING_FACE = "sources/huggingface"
+_DAY = 24 * 60 * 60  # seconds
 _OF_BASE = r"[0-9a-f]{16}-.+"  # what belongs to a base and a number format
 # Folders whose children are entries: how each is called, and how it shows that we made it.
 _SHELVES: dict[str, tuple[str, Callable[[Path], bool]]] = {
@@ -32,18 +34,22 @@ _SHELVES: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "activations": (_OF_BASE, _holds("states.bin")),
     "base-scores": (_OF_BASE, _holds("*.json")),
     relation.SHELF: (r"[0-9a-f]{16}(-[0-9a-f]{16})?\.json", Path.is_file),
+    "fingerprints": (r"[0-9a-f]{32}", Path.is_file),
 }
 
 
 def entries(only: str | None = None) -> list[dict[str, str | int]]:
-    """Name, size in bytes and path of every cached thing. Raises: ConfigError when `only` names none of them."""
+    """Name, size in bytes and path of every cached thing, and of what a kill left of one.
+
+    Raises: ConfigError when `only` names none of them.
+    """
     home = cache_home()
     found: list[dict[str, str | int]] = [
         {"name": str(path.relative_to(home)), "bytes": folder_bytes(path), "path": str(path)}
         for shelf, (name, made) in _SHELVES.items()
         if (home / shelf).is_dir()
         for path in sorted((home / shelf).iterdir())
-        if re.fullmatch(name, path.name) and made(path)
+        if (re.fullmatch(name, path.name) and made(path)) or _left(path, name)
     ]
     if only is None:
         return found
@@ -53,9 +59,17 @@ def entries(only: str | None = None) -> list[dict[str, str | int]]:
     return chosen
 
 
+def _left(path: Path, name: str) -> bool:
+    """Whether this is an entry that a kill left half-written: a day old, so that nobody is at it any more."""
+    unfinished = re.fullmatch(UNFINISHED, path.name)
+    if unfinished is None or not re.fullmatch(name, unfinished[1]):
+        return False
+    return time.time() - max(part.lstat().st_mtime for part in (path, *path.rglob("*"))) > _DAY
+
+
 def cached_models() -> list[dict[str, str | int]]:
-    """The entries that are models."""
-    return [entry for entry in entries() if str(entry["name"]).startswith(("models/", "sources/"))]
+    """The entries that are whole models."""
+    return [entry for entry in entries() if re.match(r"(models|sources)/(?!\.)", str(entry["name"]))]
 
 
 def remove(chosen: list[dict[str, str | int]]) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 from graftwood.errors import ConfigError, StorageError
 
+UNFINISHED = r"\.(.+)\.[0-9a-f]{8}\.(?:part|old)"  # how what is being written or replaced is called, and by what name
+
 
 def cache_home() -> Path:
     """The one folder everything cached lives in: `$GRAFTWOOD_HOME`, else `$XDG_CACHE_HOME/graftwood`."""
@@ -140,7 +142,7 @@ def folder_bytes(path: Path) -> int:
 
 
 def _aside(target: Path, ending: str) -> Path:
-    """A name beside `target` that nothing else uses and that no listing of ordinary files shows."""
+    """A name beside `target` that nothing else uses and that no listing of ordinary files shows; see `UNFINISHED`."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
 
 
