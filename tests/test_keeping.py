@@ -671,3 +671,10 @@ def test_a_recipe_that_diverges_is_out(
     assert choice.arms[0].steps > 0
     assert guarded(lambda: app(["explain", racing["out"]], standalone_mode=False)) == 0
     assert "diverged before 6% of its steps" in capsys.readouterr().out
+
+
+def test_a_cache_that_takes_nothing_more_ends_no_run(folder: Path, skills: Path, tmp_path: Path, home: Path) -> None:
+    (home / "kept-against-drift").write_text("in the way", encoding="utf-8")
+    run = gw.tune(str(folder), ROWS, **QUICK | {"out": str(tmp_path / "run"), "skills": str(skills), "keep": "60%"})
+    assert run.report.choice is not None
+    assert (home / "kept-against-drift").read_text(encoding="utf-8") == "in the way"

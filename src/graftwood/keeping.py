@@ -16,6 +16,7 @@ from graftwood.choose.relation import learn, read_relation
 from graftwood.data.batch import Examples, Packed, packs
 from graftwood.data.encode import Example
 from graftwood.data.mixture import round_robin
+from graftwood.errors import StorageError
 from graftwood.evals import asking, skills
 from graftwood.evals.asking import Scores
 from graftwood.evals.card import Arm, Candidate, Choice, Decision, Estimate, FullRun
@@ -208,7 +209,10 @@ class Keeper(Looks):
         drifts = {look.alpha: look.drift for look in settled.looks}
         kept = [(drifts[alpha], decision.kept) for alpha, decision in settled.decisions.items()]
         points = [(drift, k.low, k.value) for drift, k in kept if k.low is not None and k.value is not None]
-        learn(self._base.fingerprint, self._asked, tuple(points))
+        try:
+            learn(self._base.fingerprint, self._asked, tuple(points))
+        except StorageError as error:  # it would only have helped later runs
+            self._display.say(f"warning: {error}")
         self._go(settled.shipped or 0.0)
         return settled
 
