@@ -125,3 +125,19 @@ def test_what_was_written_from_the_text_is_no_text(tmp_path: Path) -> None:
 def test_names_in_capitals_say_the_same(tmp_path: Path) -> None:
     path = rows(tmp_path / "ROWS.JSONL", ["one", "two"])
     assert [found.text for found in read(path) if isinstance(found, Document)] == ["one", "two"]
+
+
+def test_a_file_that_cannot_be_opened_is_skipped_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / "a.txt", rows(tmp_path / "b.jsonl", ["one", "two", "three"]), tmp_path / "c.txt"]
+    for file in (files[0], files[2]):
+        file.write_text("text", encoding="utf-8")
+    opened = Path.open
+
+    def shut(path: Path, *given: str) -> object:
+        if path.name in ("b.jsonl", "c.txt"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *given)
+
+    monkeypatch.setattr(Path, "open", shut)
+    found = [read for piece in spans(files, 10) for span in piece for read in read_span(span, None)]
+    assert [one.place if isinstance(one, Skipped) else one.text for one in found] == ["text", *map(str, files[1:])]

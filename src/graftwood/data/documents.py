@@ -95,8 +95,14 @@ def spans(files: Sequence[Path], size: int) -> list[list[Span]]:
     for file in files:
         length = file.stat().st_size
         step = max(1, size) if _suffix(file) in _ROWS else max(1, length)
-        starts = range(0, length, step)
-        for start, before in zip(starts, _lines_before(file, starts), strict=True):
+        starts: Sequence[int] = range(0, length, step)
+        counts = [0] * len(starts)
+        if len(starts) > 1:
+            try:
+                counts = [*_lines_before(file, starts)]
+            except OSError:  # one span, which says that it cannot be read
+                starts, counts, step = (0,), [0], length
+        for start, before in zip(starts, counts, strict=True):
             stop = min(length, start + step)
             if not pieces or room < stop - start:
                 pieces.append([])
