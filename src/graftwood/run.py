@@ -85,11 +85,11 @@ class Model:
         return self.stream(messages, chat=True, **sampling)
 
     def _ids(self, asked: Asked, chat: bool) -> list[int]:
-        if not isinstance(asked, str):
-            turns = [Turn(_role(message["role"]), message["content"], False) for message in asked]
-            return self.base.template.prompt(turns)
-        encoder = self.base.encoder()
-        return encoder.ask(asked) if chat else encoder.begin(asked)
+        if isinstance(asked, str) and not chat:
+            return self.base.encoder().begin(asked)
+        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        turns = [Turn(_role(message["role"]), message["content"], False) for message in messages]
+        return self.base.template.today.prompt(turns)
 
     @property
     def engine(self) -> Engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -352,3 +353,24 @@ def test_a_base_without_a_template_speaks_plainly(tiny_tokenizer: Tokenizer) -> 
 def test_tojson_and_dates_are_there_for_templates(tokenizer: BPETokenizer) -> None:
     template = ChatTemplate("{{ {'a': 'é<'} | tojson }}{{ strftime_now('%Y') | length }}", tokenizer)
     assert template.text(turns([("user", "a")])) == '{"a": "é<"}4'
+
+
+def test_what_is_trained_and_measured_is_of_one_day_and_who_is_answered_of_today(
+    tokenizer: BPETokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = ChatTemplate("{{ strftime_now('%d %B %Y') }}" + CHATML, tokenizer)
+    talk = turns([("user", "a"), ("assistant", "b")])
+    before, asked = template.pieces(talk), template.today.prompt(talk[:1])
+    assert template.text(talk).startswith("01 January 2025")
+    assert template.today.text(talk).startswith(f"{datetime.now():%d %B %Y}")
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2031, 11, 29, 0, 5, tzinfo=tz)
+
+    monkeypatch.setattr("graftwood.data.templates.datetime", Later)
+    again = ChatTemplate(template.source, tokenizer)
+    assert again.pieces(talk) == before
+    assert again.today.prompt(talk[:1]) != asked
+    assert again.today.text(talk).startswith("29 November 2031")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -33,6 +33,7 @@ PLAIN = (
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
 
+DATE = datetime(2025, 1, 1)  # of whatever is trained on or measured
 _MARK = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -55,21 +56,31 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """A jinja2 template and the tokenizer whose control tokens it speaks."""
+    """A jinja2 template and the tokenizer whose control tokens it speaks.
 
-    def __init__(self, source: str, tokenizer: BPETokenizer, own: bool = True) -> None:
+    Where it writes the date, that is `DATE`: base and tuned model are asked the same, and a run goes on another day.
+    """
+
+    def __init__(
+        self, source: str, tokenizer: BPETokenizer, own: bool = True, now: Callable[[], datetime] = lambda: DATE
+    ) -> None:
         self.source = source
         self.own = own
         self._tokenizer = tokenizer
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
         )
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: now().strftime(form)}
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
             raise ModelError(f"the model's chat template does not parse: {error}") from None
+
+    @cached_property
+    def today(self) -> ChatTemplate:
+        """The same for who is answered now: it writes the date that it is."""
+        return ChatTemplate(self.source, self._tokenizer, self.own, datetime.now)
 
     def text(self, turns: Sequence[Turn], ask: bool = False) -> str:
         """The conversation as the template writes it; with `ask`, ready for the assistant to answer.
