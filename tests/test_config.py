@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graftwood.choose.budget import read_budget
-from graftwood.config import RunConfig, read_toml, resolve, save_toml
+from graftwood.config import PretrainConfig, RunConfig, read_config, read_toml, resolve, save_toml
 from graftwood.errors import ConfigError
+from graftwood.technique import TECHNIQUES
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 shares = st.floats(0, 1, exclude_max=True)
@@ -159,3 +160,42 @@ def test_a_share_that_is_none_is_refused_in_one_line(given: object) -> None:
         read_budget(resolve(None, {"data": "a", "keep": given}).keep or "")
     with pytest.raises(ConfigError, match="keep=True: input should be a valid string"):
         resolve(None, {"data": "a", "keep": True})
+
+
+def test_what_is_no_utf8_is_refused_where_it_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^data 'caf\\udce9.jsonl' is not UTF-8; rename it"):
+        resolve(None, {"data": "caf\udce9.jsonl"})
+    with pytest.raises(ConfigError, match=r"^options .* is not UTF-8"):
+        resolve(None, {"data": "rows.jsonl", "options": {"targets": "r\udce9"}})
+
+
+def test_paths_may_be_paths_and_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    given = {"data": Path("~/rows.jsonl"), "valid": "~/valid.jsonl", "out": Path("runs/x"), "model": "org/~name"}
+    config = resolve(None, given)
+    assert (config.data, config.valid) == ("/home/somebody/rows.jsonl", "/home/somebody/valid.jsonl")
+    assert (config.out, config.model) == ("runs/x", "org/~name")
+
+
+def test_true_is_no_number() -> None:
+    for key, value in (("epochs", True), ("held_out", False), ("mix_cap", True), ("canaries", True), ("lr", True)):
+        with pytest.raises(ConfigError, match=f"{key}={value}: input should be no truth value"):
+            resolve(None, {"data": "rows.jsonl", key: value})
+    with pytest.raises(ConfigError, match="lora: rank=True: input should be no truth value"):
+        TECHNIQUES.get("lora").parse({"rank": True})
+    assert resolve(None, {"data": "rows.jsonl", "search": True}).search
+    assert TECHNIQUES.get("lora").parse({"rslora": True})
+
+
+@pytest.mark.parametrize(("given", "meant"), [("learning_rate", "lr"), ("epoch", "epochs"), ("lora_r", "rank")])
+def test_an_unknown_option_names_the_one_that_was_meant(given: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"no option '{given}'. Did you mean '{meant}'"):
+        TECHNIQUES.get("lora").parse({given: 1})
+    with pytest.raises(ConfigError, match=f"no option '{given}'. Did you mean '{meant}'"):
+        resolve(None, {"data": "rows.jsonl", given: 1})
+
+
+def test_a_separator_may_be_white_space_and_not_nothing() -> None:
+    assert read_config(PretrainConfig, None, {"data": "text", "separator": "\n\n\n"}).separator == "\n\n\n"
+    with pytest.raises(ConfigError, match="separator is empty"):
+        read_config(PretrainConfig, None, {"data": "text", "separator": ""})

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from graftwood.errors import ConfigError, nearest
-from graftwood.files import atomic_write
+from graftwood.files import atomic_write, expanded
 
 Config = TypeVar("Config", bound=BaseModel)
 Option = str | int | float | bool | tuple[str, ...] | dict[str, int | float]
@@ -43,6 +44,22 @@ def percentage(given: object) -> object:
 
 Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=10**18)]
 _MAY_BE_EMPTY = ("sample_prompt",)
+_MAY_BE_BLANK = ("separator",)
+_PATHS = ("data", "model", "valid", "test", "out", "tokenizer")  # in which `~` is a home folder
+
+# Names that other tools use for the same thing.
+ALIASES = {
+    "--learning-rate": "--lr",
+    "--output-dir": "--out",
+    "--batch-size": "--batch",
+    "--num-train-epochs": "--epochs",
+    "--max-seq-length": "--max-length",
+    "--lora-r": "--rank",
+    "--lora-alpha": "--alpha",
+    "--lora-dropout": "--dropout",
+    "--target-modules": "--targets",
+    "--lora-target-modules": "--targets",
+}
 
 
 def _sources(given: object) -> object:
@@ -210,9 +227,13 @@ def read_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
     """
     values: dict[str, Any] = read_toml(file) if file is not None else {}
     given = values | {key: value for key, value in flags.items() if value is not None}
+    given = {key: _plain(value, key in _PATHS) for key, value in given.items()}
     where = f"{file}: " if file is not None else ""
-    if empty := [key for key, value in given.items() if _empty(value) and key not in _MAY_BE_EMPTY]:
+    if empty := [key for key, value in given.items() if _empty(value, key) and key not in _MAY_BE_EMPTY]:
         raise ConfigError(f"{where}{', '.join(empty)} is empty; give it a value or leave it out")
+    if odd := [f"{key} {value!a}" for key, value in given.items() if not _is_text(value)]:
+        raise ConfigError(f"{where}{', '.join(odd)} is not UTF-8; rename it, or write it as UTF-8")
+    _check_numbers(kind, given, where)
     try:
         return kind.model_validate(given)
     except ValidationError as error:
@@ -220,10 +241,43 @@ def read_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
         raise ConfigError(where + "; ".join(_problem(kind, problem) for problem in problems)) from None
 
 
-def _empty(value: object) -> bool:
-    """Whether a text, or one of several, has no word in it."""
+def _plain(value: Any, path: bool) -> Any:
+    """A value as a run file can hold it: a path as text, `~` in it a home folder."""
+    if isinstance(value, list | tuple):
+        return [_plain(one, path) for one in value]
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return str(expanded(text)) if path and isinstance(text, str) and text.startswith("~") else text
+
+
+def _empty(value: object, key: str) -> bool:
+    """Whether a text, or one of several, has no word in it; where white space says something, nothing at all."""
     texts = value if isinstance(value, list | tuple) else [value]
-    return any(isinstance(text, str) and not text.strip() for text in texts)
+    return any(isinstance(text, str) and not (text if key in _MAY_BE_BLANK else text.strip()) for text in texts)
+
+
+def _is_text(value: object) -> bool:
+    """Whether all texts in a value can be written: bytes that are no UTF-8 come as lone surrogates."""
+    if isinstance(value, Mapping):
+        return all(map(_is_text, (*value, *value.values())))
+    if isinstance(value, list | tuple):
+        return all(map(_is_text, value))
+    return not isinstance(value, str) or not re.search("[\ud800-\udfff]", value)
+
+
+def _check_numbers(kind: type[BaseModel], given: Mapping[str, Any], where: str) -> None:
+    """Raises: ConfigError for true or false where a number is wanted, which would be 1 or 0."""
+    fields = kind.model_fields
+    odd = [
+        f"{key}={value!r}: input should be no truth value"
+        for key, value in given.items()
+        if isinstance(value, bool) and key in fields and not _takes_bool(fields[key].annotation)
+    ]
+    if odd:
+        raise ConfigError(where + "; ".join(odd))
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or any(map(_takes_bool, get_args(annotation)))
 
 
 def _one_a_place(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -242,6 +296,7 @@ def _one_a_place(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def parse_options(kind: type[Config], name: str, options: Mapping[str, Any]) -> Config:
     """Options as a user gave them to an entry. Raises: ConfigError naming every one that is unknown or out of range."""
+    _check_numbers(kind, options, f"{name}: ")
     try:
         return kind.model_validate(dict(options))
     except ValidationError as error:
@@ -290,7 +345,7 @@ def _problem(kind: type[BaseModel], problem: dict[str, Any]) -> str:
     fields = kind.model_fields
     if problem["type"] == "extra_forbidden":
         below = "; a technique's go below [options]" if "options" in fields else ""
-        return f"no option {name!r}.{nearest(name, fields)} Options: {', '.join(fields)}{below}"
+        return f"no option {name!r}.{_hint(name, fields)} Options: {', '.join(fields)}{below}"
     if problem["type"] == "missing":
         return f"{name} is missing: give --{name.replace('_', '-')} or the key {name} in a run file"
     return f"{name}={problem['input']!r}: {problem['msg'].lower()}"
@@ -300,5 +355,13 @@ def _entry_problem(kind: type[BaseModel], problem: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in problem["loc"]) or "options"
     if problem["type"] == "extra_forbidden":
         fields = kind.model_fields
-        return f"no option {name!r}.{nearest(name, fields)} Options: {', '.join(fields) or 'none'}"
+        return f"no option {name!r}.{_hint(name, fields)} Options: {', '.join(fields) or 'none'}"
     return f"{name}={problem['input']!r}: {problem['msg'].lower()}"
+
+
+def _hint(name: str, fields: Iterable[str]) -> str:
+    """What may have been meant: what other tools call so, else a near name of an entry's options, or of a run's."""
+    alias = ALIASES.get(f"--{name.replace('_', '-')}")
+    if alias is not None:
+        return f" Did you mean {alias[2:].replace('-', '_')!r}?"
+    return nearest(name, fields) or nearest(name, RunConfig.model_fields)

@@ -12,27 +12,16 @@ from typing import Annotated, Any, Optional, get_args, get_origin
 import typer
 from pydantic import BaseModel, BeforeValidator
 
+from graftwood.config import ALIASES
 from graftwood.errors import ConfigError
-
-# Names that other tools use for the same thing.
-ALIASES = {
-    "--learning-rate": "--lr",
-    "--output-dir": "--out",
-    "--batch-size": "--batch",
-    "--num-train-epochs": "--epochs",
-    "--max-seq-length": "--max-length",
-    "--lora-r": "--rank",
-    "--lora-alpha": "--alpha",
-    "--lora-dropout": "--dropout",
-    "--target-modules": "--targets",
-    "--lora-target-modules": "--targets",
-}
 
 # Flags after which several values may stand.
 SEVERAL = {
     "tune": ("--data", "-d"),
     "merge": ("--adapters", "--models", "--weights", "--how", "--data", "-d"),
 }
+# Flags after which any text may stand, also one that begins as a flag does.
+TEXTS = ("--separator", "--stop", "--system", "--sample-prompt")
 _NUMBER = re.compile(r"-[\d.]")
 
 ModelFlag = Annotated[str, typer.Option("--model", "-m", help="short name, folder, .gguf, package, hub id or run")]
@@ -185,7 +174,11 @@ def spelled(words: Sequence[str]) -> list[str]:
     several = SEVERAL.get(words[0], ()) if words else ()
     said: list[str] = []
     flag, filled = "", False
-    for word in map(normal, words):
+    for given in words:
+        if said and said[-1] in TEXTS:
+            said.append(given)
+            continue
+        word = normal(given)
         if word.startswith("-") and not _NUMBER.match(word):
             name, equals, _ = word.partition("=")
             flag, filled = (name, bool(equals)) if name in several else ("", False)
