@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from graftwood.errors import ConfigError
 from graftwood.flags import DeviceFlag, DtypeFlag, JsonFlag, seed_option
+from graftwood.listings import print_json
 
 Adapters = Annotated[
     list[Path] | None, typer.Option("--adapter", "-a", help="adapter or run folder; may be given again")
@@ -67,7 +67,7 @@ def _evaluate(
             device=device, dtype=dtype,
         )  # fmt: skip
     if json_:
-        print(json.dumps(found.model_dump(), ensure_ascii=False, indent=2))
+        print_json(found.model_dump())
         return
     from rich.console import Console
 

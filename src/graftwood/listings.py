@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from pathlib import Path
@@ -153,8 +154,9 @@ def show_card(folder: Path, card: Any) -> None:
 
 
 def print_json(value: Any, line: bool = False) -> None:
-    """Data on stdout, for programs."""
-    print(json.dumps(value, ensure_ascii=False, indent=None if line else 2, default=str))
+    """Data on stdout, for programs; where that is not UTF-8, characters it may lack are written as JSON escapes."""
+    plain = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name != "utf-8"
+    print(json.dumps(value, ensure_ascii=plain, indent=None if line else 2, default=str))
 
 
 def _size(count: int) -> str:

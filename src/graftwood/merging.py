@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 from graftwood.errors import ConfigError
 from graftwood.files import check_new
 from graftwood.flags import AdapterFlag, DeviceFlag, DtypeFlag, JsonFlag, seed_option
+from graftwood.listings import print_json
 
 if TYPE_CHECKING:
     from graftwood.evals.card import Matrix
@@ -88,7 +88,7 @@ def _merge(
             raise ConfigError("--how and --data are for several --adapters or --models")
         difference = _handed(model or recorded_base(adapter), out, adapter, device, dtype)
         if json_:
-            print(json.dumps({"folder": str(out), "logit_difference": difference}, indent=2))
+            print_json({"folder": str(out), "logit_difference": difference})
         return
     check_new(out)
     given = adapters or models or []
@@ -118,7 +118,7 @@ def _merge(
 def _told(kept: str, matrix: Matrix | None, members: list[str], json_: bool) -> None:
     """What was measured of every candidate, for people or for programs."""
     if json_:
-        print(json.dumps({"kept": kept, "of": members, "matrix": matrix and matrix.model_dump()}, indent=2))
+        print_json({"kept": kept, "of": members, "matrix": matrix and matrix.model_dump()})
     elif matrix is not None:
         from rich.console import Console
 
