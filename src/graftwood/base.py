@@ -44,6 +44,16 @@ class Base:
     template: ChatTemplate
     licence: str | None
 
+    def document_start(self) -> int:
+        """The id that a text without a beginning begins with. Raises: ModelError of a base that has none."""
+        for index in (self.tokenizer.bos, *self.tokenizer.eos):
+            if index is not None:
+                return index
+        raise ModelError(
+            f"{self.folder} names no token that begins or ends a text, so no answer could end; name one as eos_token "
+            "in its tokenizer_config.json"
+        )
+
     def encoder(self, max_length: int | None = None) -> Encoder:
         """An encoder of rows for this base, cutting at `max_length` or at what the context has room for."""
         limit = self.decoder.context
@@ -62,6 +72,12 @@ def open_base(source: str, place: Place) -> Base:
         raise ModelError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {decoder.config.vocab_size}"
         )
+    for name, index in (*(("eos", index) for index in tokenizer.eos), ("bos", tokenizer.bos or 0)):
+        if not 0 <= index < decoder.config.vocab_size:
+            raise ModelError(
+                f"{folder}: {name}_token_id is {index}, the model has {decoder.config.vocab_size} tokens; mend it in "
+                f"config.json and generation_config.json, or name {name}_token in tokenizer_config.json"
+            )
     template = read_template(folder, tokenizer)
     # A path is remembered whole: what is written about this base may be read from another folder.
     lasting = str(expanded(source).resolve()) if expanded(source).exists() else source

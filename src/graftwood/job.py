@@ -23,6 +23,7 @@ from graftwood.evals import canaries, judge
 from graftwood.evals.canaries import Canary
 from graftwood.evals.fitting import fitting
 from graftwood.evals.programs import GUARD, guarded, warn_of
+from graftwood.evals.task import TASKS
 from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display, duration, size
 from graftwood.runtime import Place, advice
@@ -69,6 +70,7 @@ def prepare(drafted: Draft, base: Base, display: Display) -> Job:
     Raises: DataError for rows that do not fit the model, ConfigError for options that do not fit the base.
     """
     config, splits = _lasting(drafted.config, base), drafted.splits
+    base.document_start()  # refused before anything is encoded
     technique = drafted.technique.read(base.tokenizer.encode)
     encoder = base.encoder(min(config.max_length, technique.room(base.decoder)))
     train, valid, test = (encode_rows(encoder, rows) for rows in (splits.train, splits.valid, splits.test))
@@ -119,7 +121,9 @@ def _lasting(config: RunConfig, base: Base) -> RunConfig:
         whole["data"] = sources[0] if len(sources) == 1 else sources
     if config.skills is not None:
         parts = [part.strip() for part in config.skills.split(",")]
-        whole["skills"] = ",".join(str(Path(part).resolve()) if Path(part).exists() else part for part in parts)
+        whole["skills"] = ",".join(
+            part if part in TASKS.names() or not Path(part).exists() else str(Path(part).resolve()) for part in parts
+        )
     if config.anchors:
         whole["anchors"] = {name: _whole(ANCHORS.get(name), options) for name, options in config.anchors.items()}
     return config.model_copy(update=whole | {"model": base.source})

@@ -43,7 +43,7 @@ def sample_windows(base: Base, engine: Engine, windows: int, length: int, seed: 
 
     Half of the windows begin as a document does, half as a conversation does where the base has a chat template.
     """
-    document = [base.tokenizer.bos if base.tokenizer.bos is not None else base.tokenizer.eos[0]]
+    document = [base.document_start()]
     conversation = base.template.opening()[: length // 2] if base.template.own else []
     starts = [(document, conversation or document)[place % 2] for place in range(windows)]
     # An end token ends no window; one that had fewer tokens to begin with is cut to the length of the others.

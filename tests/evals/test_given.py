@@ -181,3 +181,10 @@ def test_a_full_set_begins_as_its_bundled_one(name: str) -> None:
         return [(item.prompt, item.choices, item.gold, item.answer) for item in items]
 
     assert asked(full.items()[: len(bundled.items())]) == asked(bundled.items())
+
+
+def test_a_folder_takes_no_bundled_tasks_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lambada").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (task,) = find_tasks("lambada")
+    assert task is TASKS.get("lambada")

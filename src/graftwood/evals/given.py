@@ -80,6 +80,8 @@ def _items(path: Path, parse: Callable[[int, Mapping[str, Any], str], tuple[str,
 
 def _named(word: str) -> list[Task]:
     path = Path(word)
+    if word in TASKS.names():  # whatever lies here under that name
+        return [TASKS.get(word)]
     if path.is_dir():
         files = sorted(path.glob("*.jsonl"))
         if not files:

@@ -24,8 +24,7 @@ class Verbs:
 
     def __init__(self, base: Base) -> None:
         self._base = base
-        tokenizer = base.tokenizer
-        self._start = tokenizer.eos[0] if tokenizer.bos is None else tokenizer.bos
+        self._start = base.document_start()
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """Of each context and continuation the log-probability (nats), and whether greedy decoding would say it.
