@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -131,3 +132,19 @@ def test_prompt_files_that_are_none(graft: Graft, tmp_path: Path, content: bytes
     done = graft("generate", "--file", path)
     assert done.code == 2
     assert said in done.error
+
+
+def test_a_text_that_begins_as_a_flag_does_stays_as_it_is() -> None:
+    for flag in ("--separator", "--stop", "--system", "--sample-prompt"):
+        assert spelled(["verb", flag, "--file_break--", "--max_tokens", "3"]) == [
+            "verb", flag, "--file_break--", "--max-tokens", "3",
+        ]  # fmt: skip
+    assert spelled(["verb", "--sample_prompt", "--a_b"]) == ["verb", "--sample-prompt", "--a_b"]
+
+
+def test_text_comes_and_goes_whole_on_streams_of_another_encoding(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "graftwood", "generate", "--model", str(folder), "-n", "2", "--json"],
+        input="café 本".encode(), capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+    )  # fmt: skip
+    assert json.loads(done.stdout)["prompt"] == "café 本"

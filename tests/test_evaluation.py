@@ -16,7 +16,7 @@ import tiny
 from conftest import CPU
 from graftwood.base import Base, open_base
 from graftwood.cli import app, guarded
-from graftwood.errors import ConfigError
+from graftwood.errors import ConfigError, StorageError
 from graftwood.evals.given import find_tasks
 from graftwood.evaluation import _names, _on, _put
 from graftwood.files import cache_home
@@ -276,3 +276,22 @@ def test_what_cannot_be_asked_is_one_line(
     code, out, err = graft(capsys, "eval", folder, *words)
     assert (code, out) == (2, "")
     assert said in err[-1]
+
+
+def test_where_records_go_is_tried_before_anything_is_asked(folder: Path, tasks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("a file", encoding="utf-8")
+    with pytest.raises(StorageError, match=f"cannot write into {out}"):
+        gw.evaluate(tmp_path / "nothing" / "here", tasks=str(tasks), out=out, quiet=True)
+    assert not (cache_home() / "base-scores").exists()
+
+
+def test_a_model_and_a_single_adapter_are_taken(base: Base, folder: Path, tasks: Path, tmp_path: Path) -> None:
+    made, task = tiny.adapter(base, "lora", tmp_path / "noise"), str(tasks / "word.jsonl")
+    found = gw.evaluate(gw.load(folder), str(made), tasks=task, quiet=True)
+    assert [one.name for one in found.adapters] == ["noise"]
+    model = gw.load(folder, made)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="the model carries an adapter; give the base"):
+            gw.evaluate(model, tasks=task, quiet=True)
+        model.merge()

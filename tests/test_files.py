@@ -15,7 +15,16 @@ import pytest
 from graftwood import files
 from graftwood.base import open_base
 from graftwood.errors import ConfigError, StorageError
-from graftwood.files import atomic_folder, atomic_write, cache_home, folder_bytes, sha256_file, sha256_text, storage
+from graftwood.files import (
+    atomic_folder,
+    atomic_write,
+    cache_home,
+    claimed,
+    folder_bytes,
+    sha256_file,
+    sha256_text,
+    storage,
+)
 from graftwood.runtime import place
 
 
@@ -235,3 +244,39 @@ def test_a_fingerprint_is_noted_whole_or_not_at_all(tiny_hf_folder: Path, home: 
         note.write_text(left, encoding="utf-8")
         assert open_base(str(tiny_hf_folder), place("cpu")).fingerprint == true
         assert note.read_text(encoding="utf-8") == true
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from graftwood.files import claimed
+with claimed(Path(sys.argv[1]), print):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_claim_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"process {holder.pid} on "), claimed(tmp_path, print):
+            pass
+        holder.kill()
+    told: list[str] = []
+    with claimed(tmp_path, told.append):
+        assert names(tmp_path) == [".lock"]
+    assert (names(tmp_path), told) == ([], [])
+
+
+def test_where_files_cannot_be_locked_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    told: list[str] = []
+    with claimed(tmp_path, told.append):
+        pass
+    assert told == [
+        f"warning: {tmp_path} cannot be locked ([Errno 37] No locks available); see that no other run works in it"
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
@@ -384,3 +385,21 @@ def test_counts_are_read_as_people_write_them(tmp_path: Path) -> None:
         read_config(PretrainConfig, None, {"data": "x", "depht": 3})
     with pytest.raises(ConfigError, match="params='many'"):
         read_config(PretrainConfig, None, {"data": "x", "params": "many"})
+
+
+def test_a_run_from_stdin_goes_on_without_it(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = SMALL | {"out": tmp_path / "run", "quiet": True}
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.read_bytes())))
+    step = Trainer.step
+
+    def stopping(trainer: Trainer) -> object:
+        trainer.stop = trainer.progress.step == 2
+        return step(trainer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", stopping)
+        assert graft.pretrain("-", **options).stopped == "stopped by you"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert graft.pretrain("-", resume=True, **options).stopped == "all steps done"
+    with pytest.raises(ConfigError, match=r"is of another run: held_out 0.1 there, 0.2 here"):
+        graft.pretrain("-", resume=True, **options | {"held_out": 0.2})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import threading
 import time
@@ -16,14 +17,17 @@ import torch
 from rich.console import Console
 
 import graftwood as gw
+from command import Graft
 from graftwood.config import PretrainConfig, RunConfig, resolve
-from graftwood.errors import ConfigError, DataError
+from graftwood.errors import ConfigError, DataError, ModelError
 from graftwood.evals.report import read_report
+from graftwood.files import claimed
 from graftwood.handover import export
 from graftwood.model.quantised import quantise
 from graftwood.progress import Display
 from graftwood.run import dry_pretrain, dry_run, run
 from graftwood.train.loop import Evaluated, Stepped, Trainer
+from graftwood.training import run_folder
 from tiny import adapter, decoder, model_folder
 
 WORDS = ("the", "user", "said", "that", "system", "is", "here")
@@ -262,3 +266,92 @@ def test_a_run_with_anchors_says_what_held_it(model: gw.Model, tmp_path: Path) -
     assert any(record.get("anchor_loss", 0) > 0 for record in logged)
     again = gw.load(tmp_path / "run")
     assert again.generate(["say the:"], max_tokens=8) == run.model.generate(["say the:"], max_tokens=8)
+
+
+def test_a_folder_takes_one_run_at_a_time(model: gw.Model, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "one"
+    with claimed(out, print):
+        with pytest.raises(
+            ConfigError, match=rf"another run works in {out} \(process {os.getpid()} on .*\); wait for it"
+        ):
+            gw.tune(model, ROWS, out=out, **QUICK)
+        with pytest.raises(ConfigError, match="another run works in"):
+            gw.pretrain(tmp_path / "base", out=out, quiet=True)
+    assert not (tmp_path / "runs").exists(), "what was made for nothing is gone"
+    gw.tune(model, ROWS, out=out, **QUICK)
+    assert not (out / ".lock").exists()
+
+
+def test_a_run_does_not_go_on_upon_another_base(
+    model: gw.Model, tmp_path: Path, tokenizer_files: Callable[[Path], None]
+) -> None:
+    out, folder = tmp_path / "run", tmp_path / "base"
+    gw.tune(str(folder), ROWS, out=out, **QUICK)
+    folder.rename(tmp_path / "old")
+    model_folder(folder, tokenizer_files, decoder(seed=1, max_positions=512))
+    with pytest.raises(ConfigError, match=r"run was begun on base \(\w{12}\), and base is another base by now"):
+        gw.tune(str(folder), ROWS, out=out, resume=True, **QUICK)
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is(
+    model: gw.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graft: Graft
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    monkeypatch.chdir(tmp_path)
+    gw.tune(model, data, out="one", **QUICK)
+    assert resolve(tmp_path / "one" / "run.toml", {}).out == str(tmp_path / "one")
+    (tmp_path / "one").rename(tmp_path / "two")
+    (tmp_path / "two" / "report.json").unlink()
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert graft("tune", "../two/run.toml", "--resume").code == 0
+    assert (tmp_path / "two" / "report.json").exists()
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_run_is_called_by_the_name_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "orders" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "orders")
+    assert run_folder(None, ["."], False) == Path("runs/orders")
+    assert run_folder(None, [".."], False) == Path("runs") / tmp_path.name
+    assert run_folder(None, ["sub", "sub/a.jsonl:2"], False) == Path("runs/sub+a")
+    for source in ("sub/*.txt", "/"):
+        with pytest.raises(ConfigError, match="does not name the run's folder; give one with --out"):
+            run_folder(None, [source], False)
+
+
+def test_what_a_given_model_has_is_what_a_run_uses(tmp_path: Path, model: gw.Model) -> None:
+    with pytest.raises(ConfigError, match="the model has dtype float32, not bfloat16"):
+        gw.tune(model, ROWS, out=tmp_path / "run", **QUICK | {"dtype": "bfloat16"})
+    narrow = gw.load(tmp_path / "base", dtype="bfloat16")
+    gw.tune(narrow, ROWS, out=tmp_path / "run", **QUICK)
+    assert resolve(tmp_path / "run" / "run.toml", {}).dtype == "bfloat16"
+
+
+def test_data_is_paths_or_rows(model: gw.Model, tmp_path: Path) -> None:
+    for data, what in ((ROWS[0], "is one row"), (["rows.jsonl", *ROWS], "holds paths and rows"), ([1], "holds int")):
+        with pytest.raises(ConfigError, match=f"data {what}"):
+            gw.tune(model, data, out=tmp_path / "run", **QUICK)
+    given = gw.tune(tmp_path / "base", (row for row in ROWS), out=tmp_path / "run", **QUICK).report.data_rows
+    assert given["train"] + given["valid"] == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "why"),
+    [
+        ({}, {}, "names no token that begins or ends a text"),
+        ({"eos_token": "<|im_end|>"}, {"bos_token_id": 50256}, "bos_token_id is 50256, the model has 320 tokens"),
+        ({}, {"eos_token_id": [3, -1]}, "eos_token_id is -1, the model has 320 tokens"),
+    ],
+)
+def test_a_base_must_know_where_a_text_ends(
+    settings: dict[str, Any], config: dict[str, Any], why: str, model: gw.Model, tmp_path: Path
+) -> None:
+    folder = tmp_path / "base"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8")) | config
+    (folder / "config.json").write_text(json.dumps(written), encoding="utf-8")
+    for use in (lambda: gw.tune(folder, ROWS, out=tmp_path / "run", **QUICK), lambda: gw.evaluate(folder, quiet=True)):
+        with pytest.raises(ModelError, match=why):
+            use()

@@ -67,7 +67,7 @@ def _tune(**given: Any) -> None:
     from graftwood.config import resolve
     from graftwood.progress import Display
     from graftwood.run import dry_run, run
-    from graftwood.training import STOPPED
+    from graftwood.training import STOPPED, own_folder
 
     file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
     check_dry(dry, resume)
@@ -77,6 +77,7 @@ def _tune(**given: Any) -> None:
         raise ConfigError(f"{', '.join(twice)} is given by --set and by its own flag; give it once")
     options |= flags
     held = anchors(given.pop("anchor"))
+    given["out"] = given["out"] or own_folder(file)
     config = resolve(file, given | {"options": options or None, "anchors": held or None})
     display = Display()
     if dry:
@@ -279,7 +280,8 @@ def _open_streams() -> None:
             stream.reconfigure(errors="replace")
     sys.stderr = telling.stderr()
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is said where it is read
+        # What comes from a file or a program is UTF-8; where it is not, that is said where it is read.
+        sys.stdin.reconfigure(encoding=None if sys.stdin.isatty() else "utf-8", errors="surrogateescape")
 
 
 def _drop_stdout() -> None:

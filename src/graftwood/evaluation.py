@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from graftwood.base import Base, open_base
@@ -24,17 +25,17 @@ from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.shots import with_shots
 from graftwood.evals.task import TASKS, Task
 from graftwood.evals.tiers import check_limit, sized
-from graftwood.files import atomic_write, storage, write_json
+from graftwood.files import atomic_write, expanded, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.progress import Display
-from graftwood.run import run_parts
+from graftwood.run import Model, run_parts
 from graftwood.runtime import place
 from graftwood.technique import Technique
 
 
 def evaluate(
-    model: str | Path = "smollm2-135m",
-    adapters: Sequence[str | Path] = (),
+    model: Model | str | Path = "smollm2-135m",
+    adapters: str | Path | Sequence[str | Path] = (),
     *,
     tasks: str | None = None,
     tier: str = "standard",
@@ -50,6 +51,8 @@ def evaluate(
 ) -> Evaluation:
     """Put tasks to a base, and to every adapter on it; a run folder stands for its base and its adapter.
 
+    A model stands for the base it was opened from.
+
     `tasks` are names, files and folders, comma-separated; `tier` says how many items of each, `limit` says it outright.
     Before each item stand `shots` others with their answers, drawn by `seed`. Of a code task's answers `samples` are
     drawn at `temperature`, by the same seed. With `out` the records of all items are kept there.
@@ -59,7 +62,7 @@ def evaluate(
     display = Display(quiet)
     given = [with_shots(task, shots, seed).sampled(samples, temperature, seed) for task in find_tasks(tasks)]
     chosen = sized(given, frozenset(TASKS.names()), tier, limit)
-    base, folders = _opened(model, adapters, device, dtype)
+    base, folders = _opened(model, adapters, device, dtype, out)
     settings = {"tier": tier, "shots": str(shots), "seed": str(seed)} | ({} if limit is None else {"limit": str(limit)})
     if held := guarded(chosen):
         settings |= {"samples": str(samples), "temperature": f"{temperature:g}", GUARD: held}
@@ -67,14 +70,14 @@ def evaluate(
     found, records = _put(base, folders, chosen, settings, display)
     if out is not None:
         lines = {name: [record for one in scores for record in one.records()] for name, scores in records.items()}
-        _write(found, lines, Path(out))
+        _write(found, lines, expanded(out))
     return found
 
 
 def evaluate_with_lm_eval(
     tasks: str,
-    model: str | Path = "smollm2-135m",
-    adapters: Sequence[str | Path] = (),
+    model: Model | str | Path = "smollm2-135m",
+    adapters: str | Path | Sequence[str | Path] = (),
     *,
     folder: str | Path | None = None,
     limit: int | None = None,
@@ -97,7 +100,7 @@ def evaluate_with_lm_eval(
         raise ConfigError(f"--shots {shots} is not 0 or more")
     display = Display(quiet)
     chosen = lm_eval_tasks.load_tasks(tasks, None if folder is None else Path(folder))
-    base, folders = _opened(model, adapters, device, dtype)
+    base, folders = _opened(model, adapters, device, dtype, out)
     display.say("base: lm-eval asks")
     before = lm_eval_tasks.ask(base, chosen, limit, shots)
     judged, records = [], {"base": [*lm_eval_tasks.records(before)]}
@@ -115,15 +118,35 @@ def evaluate_with_lm_eval(
         adapters=tuple(judged),
     )
     if out is not None:
-        _write(found, records, Path(out))
+        _write(found, records, expanded(out))
     return found
 
 
-def _opened(model: str | Path, adapters: Sequence[str | Path], device: str, dtype: str) -> tuple[Base, list[Path]]:
-    """The base, and the folders of the adapters to put on it, the run's own first."""
+def _opened(
+    model: Model | str | Path,
+    adapters: str | Path | Sequence[str | Path],
+    device: str,
+    dtype: str,
+    out: str | Path | None,
+) -> tuple[Base, list[Path]]:
+    """The base, and the folders of the adapters to put on it, the run's own first.
+
+    Raises: StorageError where `out`, which is written last, cannot be.
+    """
+    if isinstance(model, Model):
+        if model.technique is not None or model.merged:
+            raise ConfigError("the model carries an adapter; give the base, and the adapter's folder beside it")
+        model = model.base.source
     source, own = run_parts(str(model))
-    folders = [_adapter_folder(Path(given)) for given in (*([own] if own else []), *adapters)]
-    return open_base(source, place(device, dtype)), folders
+    given = [adapters] if isinstance(adapters, (str, Path)) else list(adapters)
+    folders = [_adapter_folder(expanded(one)) for one in (*([own] if own else []), *given)]
+    if out is not None:
+        with storage(f"write into {out}"):
+            expanded(out).mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=expanded(out)).close()
+    base = open_base(source, place(device, dtype))
+    base.document_start()  # refused before anything is asked
+    return base, folders
 
 
 def _put(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from graftwood.errors import ConfigError, StorageError
 
@@ -39,6 +40,61 @@ def storage(action: str) -> Iterator[None]:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise StorageError(f"cannot {action}: {error.strerror or error}{where}") from error
+
+
+@contextmanager
+def claimed(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """A folder that nobody else works in until the block ends, or this process does, in whatever way.
+
+    It is made where it is missing, and goes again where nothing was put into it. Where files cannot be locked, `say`
+    is told why. Raises: ConfigError naming the process that works there.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with storage(f"write {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    try:
+        handle = _locked(lock)
+    except BlockingIOError:
+        who = lock.read_text(encoding="utf-8") if lock.exists() else ""
+        fix = "wait for it, or give another folder with --out"
+        raise ConfigError(f"another run works in {folder}{who}; {fix}") from None
+    except (ImportError, OSError) as error:
+        handle = None
+        say(f"warning: {folder} cannot be locked ({error}); see that no other run works in it")
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                lock.unlink()  # while it is held: who has opened it meanwhile looks again
+            handle.close()
+        with suppress(OSError):  # one that holds something stays, and so do those around it
+            for path in made:
+                path.rmdir()
+
+
+def _locked(lock: Path) -> IO[str]:
+    """The open file by which a lock is held: the kernel gives it up with the process, however that ends.
+
+    Raises: BlockingIOError where another holds it, ImportError or OSError where there are no locks.
+    """
+    import fcntl  # not on every system
+
+    while True:
+        handle = lock.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
+                    handle.truncate(0)
+                    handle.write(f" (process {os.getpid()} on {platform.node()})")
+                    handle.flush()
+                    return handle
+        except BaseException:
+            handle.close()
+            raise
+        handle.close()  # of a run that has just ended and took its lock away
 
 
 def check_new(folder: Path) -> None:

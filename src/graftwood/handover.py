@@ -25,8 +25,8 @@ def export(model: Model, folder: Path) -> float:
     ids = torch.tensor([model.base.tokenizer.encode(_TEXT)], device=decoder.device)
     with torch.inference_mode():
         wanted = decoder(ids)
-        model.export(folder)
-        again = load_decoder(folder, Place(decoder.device, decoder.compute_dtype))(ids)
+        written = model.export(folder)
+        again = load_decoder(written, Place(decoder.device, decoder.compute_dtype))(ids)
     difference = float((wanted - again).abs().max())
     if decoder.compute_dtype == torch.float32 and difference > TOLERANCE:
         raise ModelError(f"{folder} gives logits that differ by {difference:.1e}; do not use it")

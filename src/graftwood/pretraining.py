@@ -21,7 +21,7 @@ from graftwood.continued import Examination
 from graftwood.corpora import prepare_corpus
 from graftwood.data.batch import Examples
 from graftwood.data.corpus import TOKENIZER, TRAIN, VALID, Corpus, Stream, Windows, open_corpus, verify
-from graftwood.data.prepare import BEGUN
+from graftwood.data.prepare import BEGUN, finished
 from graftwood.data.templates import from_folder as read_template
 from graftwood.data.tokenizers.bpe import from_folder
 from graftwood.data.tokenizers.train import KINDS
@@ -39,7 +39,7 @@ from graftwood.scaling import Schedule, Setting, budget, optimiser, sizes
 from graftwood.technique import TECHNIQUES
 from graftwood.train.forecast import Forecast, forecast
 from graftwood.train.loop import Evaluated, Plan, Trainer
-from graftwood.training import check_same, drive
+from graftwood.training import RUN_FILE, check_base, check_same, drive
 
 BETAS = (0.9, 0.95)  # of AdamW: Brown et al. 2020, arXiv 2005.14165, appendix B
 NOTHING = Examples(())
@@ -85,14 +85,19 @@ class Result:
     machine: dict[str, str | int]
 
 
-def ready_corpus(config: PretrainConfig, base: Base | None, out: Path, display: Display) -> Corpus:
+def ready_corpus(config: PretrainConfig, base: Base | None, out: Path, display: Display, resume: bool) -> Corpus:
     """The corpus named by the configuration, prepared below the run folder where it is text, and found undamaged.
+
+    A run that goes on reads what it began with, whatever became of the text.
 
     Raises: DataError for a damaged shard, ConfigError for a corpus that another tokenizer encoded.
     """
     given = Path(config.data)
     if (given / BEGUN).exists():
         corpus = open_corpus(given)
+    elif resume and (begun := finished(out / "corpus")) is not None:
+        corpus = begun
+        display.say(f"{corpus.folder} as the run began with it")
     else:
         tokenizer = str(base.folder) if base is not None else config.tokenizer
         corpus = prepare_corpus(
@@ -149,15 +154,17 @@ def initialise(decoder: Decoder, seed: int) -> None:
             parameter.mul_((2 * decoder.config.layers) ** -0.5)
 
 
-def prepare(config: PretrainConfig, base: Base | None, out: Path, display: Display) -> Job:
+def prepare(config: PretrainConfig, base: Base | None, out: Path, display: Display, resume: bool = False) -> Job:
     """Everything before the first step, each value told with its source.
 
     Raises: DataError for a corpus that is damaged or shorter than a window; ConfigError for sizes that do not fit, or
-    for options that the base or the corpus decides.
+    for options that the base or the corpus decides, or where another run is resumed.
     """
     _check_read(config, base)
     config = _lasting(config, base)
-    corpus = ready_corpus(config, base, out, display)
+    if resume:
+        check_same(config, out / RUN_FILE)
+    corpus = ready_corpus(config, base, out, display, resume)
     settings: dict[str, Setting] = {}
     if base is None:
         model, settings = sizes(config, corpus.vocab_size)
@@ -270,11 +277,9 @@ def preview(job: Job, display: Display) -> Forecast:
 
 def execute(job: Job, expected: Forecast, out: Path, display: Display, resume: bool) -> Result:
     """Train and leave the model, the log and the samples in `out`."""
-    if resume:
-        check_same(job.config, out / "run.toml")
+    check_base(job.base, out, resume)
     with storage(f"write {out}"):
-        out.mkdir(parents=True, exist_ok=True)
-        save_toml(job.config.model_copy(update={"out": str(out)}), out / "run.toml")
+        save_toml(job.config.model_copy(update={"out": str(out.resolve())}), out / RUN_FILE)
     exam = _examination(job, display)
     gauge = exam.gauge if exam is not None else None
     trainer = Trainer(job.base.decoder, job.train, job.valid or NOTHING, job.plan, out / "checkpoints", gauge)
@@ -311,7 +316,7 @@ def _examination(job: Job, display: Display) -> Examination | None:
 def _writer(job: Job) -> Callable[[], str]:
     """What writes a sample with the weights as they are; the same seed every time, so that samples compare."""
     tokenizer, count = job.base.tokenizer, job.config.sample_tokens
-    start = job.base.encoder().begin(job.config.sample_prompt) or [*tokenizer.eos[:1]]
+    start = job.base.encoder().begin(job.config.sample_prompt) or [job.base.document_start()]
     room = job.base.decoder.config.max_positions - len(start)
     sampling = Sampling(temperature=0.8, seed=job.config.seed, max_tokens=max(1, min(count, room)))
 

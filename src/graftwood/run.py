@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from graftwood.draft import IN_MEMORY, draft
 from graftwood.errors import ConfigError, ModelError
 from graftwood.evals.card import Card
 from graftwood.evals.report import read_report
-from graftwood.files import check_new, expanded
+from graftwood.files import check_new, claimed, expanded
 from graftwood.generate.engine import Completion, Engine
 from graftwood.generate.sampling import Sampling
 from graftwood.job import Job, prepare, preview
@@ -33,7 +33,7 @@ from graftwood.racing import execute_race, preview_race
 from graftwood.runtime import DTYPES, check_trains, place
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast
-from graftwood.training import STOPPED, as_begun, holds_run, run_folder
+from graftwood.training import RUN_FILE, STOPPED, as_begun, holds_run, run_folder
 from graftwood.tuning import execute
 
 # What runs are called for by options, besides one model on all rows.
@@ -54,6 +54,11 @@ class Model:
     def name(self) -> str:
         """What the base was asked for by."""
         return self.base.name
+
+    @property
+    def merged(self) -> bool:
+        """Whether an adapter was folded into the base's weights."""
+        return self._before is not None
 
     def generate(self, prompt: str | Sequence[str], **sampling: Any) -> Any:
         """Continue a prompt, or each of several: a string for a string, a list for a list.
@@ -127,10 +132,11 @@ class Model:
 
         Raises: ConfigError where the folder holds something already.
         """
-        check_new(Path(folder))
+        written = expanded(folder)
+        check_new(written)
         self.merge()
-        save_model(self.base, Path(folder))
-        return Path(folder)
+        save_model(self.base, written)
+        return written
 
 
 @dataclass(frozen=True)
@@ -161,8 +167,8 @@ def load(
 
 
 def tune(
-    model: Model | str,
-    data: str | Path | Sequence[str | Path] | Sequence[Mapping[str, Any]],
+    model: Model | str | Path,
+    data: str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]],
     *,
     resume: bool = False,
     quiet: bool = False,
@@ -175,16 +181,29 @@ def tune(
     `options` are the keys of a run file, see `RunConfig`; keys it does not have go to the technique (`rank=32`).
     Raises: DataError for bad rows, ConfigError for bad options.
     """
-    given = [data] if isinstance(data, (str, Path)) else data
-    files = [str(one) for one in given if isinstance(one, (str, Path))]
-    rows = None if files else cast("Sequence[Mapping[str, Any]]", data)
+    files, rows = _given(data)
     own = {key: value for key, value in options.items() if key not in RunConfig.model_fields}
     known = {key: value for key, value in options.items() if key in RunConfig.model_fields}
     known["options"] = {**known.get("options", {}), **own}
-    source = model if isinstance(model, str) else model.base.source
-    config = resolve(None, known | {"model": source, "data": files or IN_MEMORY})
     opened = model if isinstance(model, Model) else None
+    source = model.base.source if isinstance(model, Model) else str(model)
+    config = resolve(None, known | {"model": source, "data": files or IN_MEMORY})
     return run(config, Display(quiet), resume, opened, rows)
+
+
+def _given(data: Any) -> tuple[list[str], list[Mapping[str, Any]] | None]:
+    """What rows are given as: files, or the rows themselves. Raises: ConfigError for anything else, or both."""
+    if isinstance(data, Mapping):
+        raise ConfigError("data is one row; put it into a list, with others to learn from")
+    if hasattr(data, "iterrows"):
+        raise ConfigError('data is a table; give its rows, as data.to_dict("records") has them')
+    given = [data] if isinstance(data, (str, Path)) else list(data)
+    files = [str(one) for one in given if isinstance(one, (str, Path))]
+    odd = [type(one).__name__ for one in given if not isinstance(one, (str, Path, Mapping))]
+    if odd or (files and len(files) < len(given)):
+        kinds = ", ".join(dict.fromkeys(odd)) or "paths and rows"
+        raise ConfigError(f"data holds {kinds}; give paths alone, or rows as dictionaries alone")
+    return files, None if files else cast(list[Mapping[str, Any]], given)
 
 
 def run(
@@ -197,7 +216,19 @@ def run(
     """One run from a resolved configuration; what can be checked without the model is checked before it is opened."""
     check_trains(DTYPES.get(config.dtype), None if model is None else model.base.decoder.compute_dtype)
     out = run_folder(config.out, config.sources, resume)
-    config = as_begun(config, out / "run.toml") if resume else config
+    with claimed(out, display.say):
+        return _run(_as_held(config, model), out, display, resume, model, rows)
+
+
+def _run(
+    config: RunConfig,
+    out: Path,
+    display: Display,
+    resume: bool,
+    model: Model | None,
+    rows: Sequence[Mapping[str, Any]] | None,
+) -> Run:
+    config = as_begun(config, out / RUN_FILE) if resume else config
     drafted, given = draft(config, rows, _outline(config, model)), model
     model = model or load(config.model, device=config.device, dtype=config.dtype)
     quantise(model.base.decoder, config.base_precision)
@@ -266,15 +297,17 @@ def pretrain_with(config: PretrainConfig, display: Display, resume: bool = False
     """
     check_trains(DTYPES.get(config.dtype))
     out = run_folder(config.out, [config.data], resume)
-    job = pretraining.prepare(config, _continued(config), out, display)
-    return pretraining.execute(job, pretraining.preview(job, display), out, display, resume)
+    with claimed(out, display.say):
+        job = pretraining.prepare(config, _continued(config), out, display, resume)
+        return pretraining.execute(job, pretraining.preview(job, display), out, display, resume)
 
 
 def dry_pretrain(config: PretrainConfig, display: Display) -> Forecast:
     """What pre-training would do and take; the corpus is prepared, nothing is trained."""
     check_trains(DTYPES.get(config.dtype))
     out = run_folder(config.out, [config.data], resume=False)
-    return pretraining.preview(pretraining.prepare(config, _continued(config), out, display), display)
+    with claimed(out, display.say):
+        return pretraining.preview(pretraining.prepare(config, _continued(config), out, display), display)
 
 
 def _continued(config: PretrainConfig) -> Base | None:
@@ -306,15 +339,38 @@ def _outline(config: RunConfig, model: Model | None) -> Callable[[], Decoder]:
     def plain() -> Decoder:
         if adapter is not None or (model is not None and model.technique is not None):
             raise ConfigError(f"the model already carries an adapter; {_EXPORT}, or load the base anew")
-        if model is not None and model._before is not None:
+        if model is not None and model.merged:
             raise ConfigError(f"the model has an adapter merged in, which no folder holds yet; {_EXPORT}")
         held = config.base_precision if model is None else model.base.decoder.base_precision
         if held not in ("full", config.base_precision):
             asked = config.base_precision
             raise ConfigError(f"the model is held in {held}, not {asked}; give base_precision={held} or load it anew")
-        return base_outline(source) if model is None else model.base.decoder
+        if model is None:
+            return base_outline(source)
+        for key, own in _held(model.base.decoder).items():
+            if _device(asked := getattr(config, key)) not in ("auto", own):
+                raise ConfigError(f"the model has {key} {own}, not {asked}; leave out {key}, or load the model with it")
+        return model.base.decoder
 
     return plain
+
+
+def _held(decoder: Decoder) -> dict[str, str]:
+    """Device and number format of a decoder, as a configuration names them."""
+    return {"device": _device(decoder.device), "dtype": str(decoder.compute_dtype).removeprefix("torch.")}
+
+
+def _device(given: object) -> str:
+    return str(given).removesuffix(":0")  # the first is meant where no number is given
+
+
+def _as_held(config: RunConfig, model: Model | None) -> RunConfig:
+    """The configuration with what a model has that was given, where `auto` would be something else."""
+    if model is None:
+        return config
+    own = _held(model.base.decoder)
+    usual = {"device": _device(place().device), "dtype": str(place(own["device"]).dtype).removeprefix("torch.")}
+    return config.model_copy(update={k: v for k, v in own.items() if getattr(config, k) == "auto" and v != usual[k]})
 
 
 def run_parts(model: str) -> tuple[str, Path | None]:

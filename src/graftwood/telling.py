@@ -38,4 +38,4 @@ class Telling:
 def stderr() -> IO[str]:
     """The standard error stream as it is now, told to in this way; a process without one has nobody to tell."""
     stream = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    return stream if isinstance(stream, Telling) else cast(IO[str], Telling(stream))
+    return cast(IO[str], stream if isinstance(stream, Telling) else Telling(stream))

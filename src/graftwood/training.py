@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
+from graftwood.base import Base
 from graftwood.checkpoint import step_folders
 from graftwood.choose.budget import NONE
 from graftwood.config import RunConfig, read_config, read_toml
@@ -22,13 +25,14 @@ from graftwood.errors import ConfigError, StorageError
 from graftwood.evals.card import Cost, CurvePoint
 from graftwood.evals.picture import png
 from graftwood.evals.svg import curve_svg
-from graftwood.files import atomic_write, storage
+from graftwood.files import atomic_write, storage, write_json
 from graftwood.model.decoder import count_parameters
 from graftwood.progress import Display
 from graftwood.runtime import give_back_memory, machine, peak_memory_bytes
 from graftwood.train.loop import Evaluated, Progress, Stepped, Trainer
 
 STOPPED = "stopped by you"  # what a report says of a run that Ctrl-C ended
+RUN_FILE = "run.toml"  # in the folder of every run: what repeats it
 SEQUENCE = "sequence"  # the folder of tasks that were learned one after another
 ARMS, RACE = "arms", "race.json"  # the folder of recipes that race, and the file in it that says for what
 EACH = "each"  # the folder of tasks that each have an adapter
@@ -81,10 +85,10 @@ def holds_run(folder: Path) -> bool:
 def run_folder(out: str | None, sources: Sequence[str], resume: bool) -> Path:
     """Where a run goes.
 
-    Raises: ConfigError when the folder holds a run and resuming was not asked for, or what no run of its own wrote.
+    Raises: ConfigError when the folder holds a run and resuming was not asked for, or what no run of its own wrote,
+    and where the sources name none.
     """
-    name = "+".join(Path(weighted(source)[0]).name.removesuffix(".jsonl") for source in sources)
-    folder = Path(out) if out else Path("runs") / name[:100]
+    folder = Path(out) if out else Path("runs") / "+".join(map(_named, sources))[:100]
     used = holds_run(folder)
     if used and not resume:
         raise ConfigError(f"{folder} already holds a run; go on with --resume, or give another folder with --out")
@@ -103,6 +107,38 @@ def as_begun(config: RunConfig, file: Path) -> RunConfig:
     """What was asked, without the budget that it did not name and that a run which goes on was begun without."""
     begun = config.keep is None and file.exists() and read_toml(file).get("keep") == NONE
     return config.model_copy(update={"keep": NONE}) if begun else config
+
+
+def _named(source: str) -> str:
+    """What a source gives its run's folder: its own name, also where it is `.` or `..`."""
+    path = os.path.abspath(weighted(source)[0])
+    name = os.path.basename(path).removesuffix(".jsonl")
+    if not name or (glob.has_magic(name) and not os.path.exists(path)):
+        raise ConfigError(f"{source} does not name the run's folder; give one with --out")
+    return name
+
+
+def own_folder(file: Path | None) -> str | None:
+    """The folder of a run whose own run file this is, wherever it was moved to."""
+    own = file is not None and file.name == RUN_FILE and holds_run(file.parent)
+    return str(file.parent) if file is not None and own else None
+
+
+def check_base(base: Base, out: Path, resume: bool) -> None:
+    """Keep which base a run began on. Raises: ConfigError when a run is to go on upon another.
+
+    Its name does not tell: a folder may hold other weights by now.
+    """
+    file = out / "begun_on.json"
+    if resume and file.exists():
+        there = json.loads(file.read_text(encoding="utf-8"))
+        if there["fingerprint"] != base.fingerprint:
+            raise ConfigError(
+                f"{out} was begun on {there['base']} ({there['fingerprint'][:12]}), and {base.name} is another base by "
+                f"now ({base.fingerprint[:12]}); resume on what it began on, or give another folder with --out"
+            )
+    with storage(f"write {file}"):
+        write_json(file, {"base": base.name, "fingerprint": base.fingerprint})
 
 
 def check_same(config: BaseModel, file: Path) -> None:

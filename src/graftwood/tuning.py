@@ -34,7 +34,7 @@ from graftwood.model.expected import Expected
 from graftwood.progress import Display
 from graftwood.train.hold import Hold
 from graftwood.train.loop import Plan, Trainer, way_back
-from graftwood.training import STOPPED, Trained, check_same, cost, drive
+from graftwood.training import RUN_FILE, STOPPED, Trained, check_base, check_same, cost, drive
 
 BASE, TUNED = "base.json", "tuned.json"  # what each of the two said and scored, row by row
 
@@ -68,12 +68,15 @@ def execute(job: Job, out: Path, display: Display, resume: bool, teach: Teach | 
 
 
 def begin(job: Job, out: Path, resume: bool) -> None:
-    """Make the run's folder with the run file that repeats it. Raises: ConfigError where another run is resumed."""
+    """Put the run file that repeats the run into its folder.
+
+    Raises: ConfigError where another run, or one on another base, is resumed.
+    """
     if resume:
-        check_same(job.config, out / "run.toml")
+        check_same(job.config, out / RUN_FILE)
+    check_base(job.base, out, resume)
     with storage(f"write {out}"):
-        out.mkdir(parents=True, exist_ok=True)
-        save_toml(job.config.model_copy(update={"out": str(out)}), out / "run.toml")
+        save_toml(job.config.model_copy(update={"out": str(out.resolve())}), out / RUN_FILE)
 
 
 def report(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ import typer
 
 from graftwood.commands import Commands
 from graftwood.flags import JsonFlag, check_dry, pretrain_signature, seed_option, unescaped
+from graftwood.listings import print_json
 
 Given = Annotated[
     list[str], typer.Argument(help="text or JSONL files (.gz and .zst too), folders, patterns, - for stdin")
@@ -54,7 +54,7 @@ def train_tokenizer(
 
     told = make(data, out, Display(), kind, _count(vocab), separator=_text(separator), held_out=held_out, seed=seed)
     if json_:
-        print(json.dumps(told, ensure_ascii=False, indent=2))
+        print_json(told)
     else:
         print(f"{out}: {told['vocab_size']:,} tokens")
         for key in ("training", "held_out"):
@@ -91,16 +91,18 @@ def prepare(
         separator=_text(separator), removal=duplicates, held_out=held_out, seed=seed, shard_bytes=_count(shard_bytes),
     )  # fmt: skip
     if json_:
-        print(json.dumps(asdict(corpus), ensure_ascii=False, indent=2, default=str))
+        print_json(asdict(corpus))
 
 
 def _pretrain(**given: Any) -> None:
     from graftwood.config import PretrainConfig, read_config
     from graftwood.progress import Display
     from graftwood.run import dry_pretrain, pretrain_with
+    from graftwood.training import own_folder
 
     file, resume, dry, as_json = (given.pop(key) for key in ("file", "resume", "dry_run", "json_"))
     check_dry(dry, resume)
+    given["out"] = given["out"] or own_folder(file)
     config = read_config(PretrainConfig, file, given | {"separator": _text(given["separator"])})
     display = Display()
     if dry:
@@ -108,7 +110,7 @@ def _pretrain(**given: Any) -> None:
     else:
         told = pretrain_with(config, display, resume)
     if as_json:
-        print(json.dumps(asdict(told), ensure_ascii=False, indent=2))
+        print_json(asdict(told))
     elif not dry and told.bits_per_byte is not None:
         print(f"{told.bits_per_byte:.4f} bits a byte on held-out text ({told.valid_loss:.4f} nats a token)")
     if not dry and (Path(told.folder) / "report.json").exists():
@@ -140,7 +142,7 @@ def plan(
     wanted, step = float(_count(tokens) or 0), float(_count(batch_tokens) or 0)
     found = planner.plan(shape, int(number), gpu, length, step, wanted)
     if json_:
-        print(json.dumps(asdict(found) | {"parameters": shape.parameters, "sequence": length}, indent=2))
+        print_json(asdict(found) | {"parameters": shape.parameters, "sequence": length})
         return
     layout, days = found.layout, found.seconds / 86_400
     low, high = days * 2**-planner.SPREAD, days * 2**planner.SPREAD
