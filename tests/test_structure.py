@@ -39,7 +39,7 @@ LAYERS = (
     ("anchors",),
     ("evals",),
     ("choose",),
-    ("progress", "prompts", "unseen"),
+    ("progress", "prompts", "unseen", "held"),
     ("training", "corpora", "draft"),
     ("job",),
     ("keeping", "continued"),

@@ -42,6 +42,7 @@ def percentage(given: object) -> object:
     return f"{100 * number if number <= 1 else number:.12g}%"
 
 
+RUN_FILE = "run.toml"  # in the folder of every run: what repeats it
 Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=10**18)]
 _MAY_BE_EMPTY = ("sample_prompt",)
 _MAY_BE_BLANK = ("separator",)

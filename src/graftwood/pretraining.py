@@ -16,7 +16,7 @@ import torch
 
 from graftwood.base import Base
 from graftwood.checkpoint import save_model
-from graftwood.config import PretrainConfig, save_toml
+from graftwood.config import RUN_FILE, PretrainConfig, save_toml
 from graftwood.continued import Examination
 from graftwood.corpora import prepare_corpus
 from graftwood.data.batch import Examples
@@ -39,7 +39,7 @@ from graftwood.scaling import Schedule, Setting, budget, optimiser, sizes
 from graftwood.technique import TECHNIQUES
 from graftwood.train.forecast import Forecast, forecast
 from graftwood.train.loop import Evaluated, Plan, Trainer
-from graftwood.training import RUN_FILE, check_base, check_same, drive
+from graftwood.training import check_base, check_same, drive
 
 BETAS = (0.9, 0.95)  # of AdamW: Brown et al. 2020, arXiv 2005.14165, appendix B
 NOTHING = Examples(())

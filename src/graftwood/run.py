@@ -13,7 +13,7 @@ from graftwood import pretraining
 from graftwood.apart import execute_each, execute_sequence
 from graftwood.base import Base, base_outline, open_base
 from graftwood.checkpoint import load_adapter, save_model
-from graftwood.config import PretrainConfig, RunConfig, read_config, read_toml, resolve
+from graftwood.config import RUN_FILE, PretrainConfig, RunConfig, read_config, read_toml, resolve
 from graftwood.data.rows import Turn
 from graftwood.draft import IN_MEMORY, draft
 from graftwood.errors import ConfigError, ModelError
@@ -22,6 +22,7 @@ from graftwood.evals.report import read_report
 from graftwood.files import check_new, claimed, expanded
 from graftwood.generate.engine import Completion, Engine
 from graftwood.generate.sampling import Sampling
+from graftwood.held import as_held, device_of, held_in
 from graftwood.job import Job, prepare, preview
 from graftwood.model.decoder import Decoder
 from graftwood.model.quantised import quantise
@@ -33,7 +34,7 @@ from graftwood.racing import execute_race, preview_race
 from graftwood.runtime import DTYPES, check_trains, place
 from graftwood.technique import Technique
 from graftwood.train.forecast import Forecast
-from graftwood.training import RUN_FILE, STOPPED, as_begun, holds_run, run_folder
+from graftwood.training import STOPPED, as_begun, holds_run, run_folder
 from graftwood.tuning import execute
 
 # What runs are called for by options, besides one model on all rows.
@@ -217,7 +218,7 @@ def run(
     check_trains(DTYPES.get(config.dtype), None if model is None else model.base.decoder.compute_dtype)
     out = run_folder(config.out, config.sources, resume)
     with claimed(out, display.say):
-        return _run(_as_held(config, model), out, display, resume, model, rows)
+        return _run(as_held(config, None if model is None else model.base.decoder), out, display, resume, model, rows)
 
 
 def _run(
@@ -347,36 +348,18 @@ def _outline(config: RunConfig, model: Model | None) -> Callable[[], Decoder]:
             raise ConfigError(f"the model is held in {held}, not {asked}; give base_precision={held} or load it anew")
         if model is None:
             return base_outline(source)
-        for key, own in _held(model.base.decoder).items():
-            if _device(asked := getattr(config, key)) not in ("auto", own):
+        for key, own in held_in(model.base.decoder).items():
+            if device_of(asked := getattr(config, key)) not in ("auto", own):
                 raise ConfigError(f"the model has {key} {own}, not {asked}; leave out {key}, or load the model with it")
         return model.base.decoder
 
     return plain
 
 
-def _held(decoder: Decoder) -> dict[str, str]:
-    """Device and number format of a decoder, as a configuration names them."""
-    return {"device": _device(decoder.device), "dtype": str(decoder.compute_dtype).removeprefix("torch.")}
-
-
-def _device(given: object) -> str:
-    return str(given).removesuffix(":0")  # the first is meant where no number is given
-
-
-def _as_held(config: RunConfig, model: Model | None) -> RunConfig:
-    """The configuration with what a model has that was given, where `auto` would be something else."""
-    if model is None:
-        return config
-    own = _held(model.base.decoder)
-    usual = {"device": _device(place().device), "dtype": str(place(own["device"]).dtype).removeprefix("torch.")}
-    return config.model_copy(update={k: v for k, v in own.items() if getattr(config, k) == "auto" and v != usual[k]})
-
-
 def run_parts(model: str) -> tuple[str, Path | None]:
     """A run folder stands for its base and its adapter, or for the whole model it wrote."""
     folder = expanded(model)
-    if not (folder / "run.toml").is_file():
+    if not (folder / RUN_FILE).is_file():
         return model, None
     if (folder / "model").is_dir():
         return str(folder / "model"), None
@@ -389,9 +372,9 @@ def run_parts(model: str) -> tuple[str, Path | None]:
 
 def recorded_model(folder: Path) -> str:
     """The base that a run folder names. Raises: ConfigError where its run file names none."""
-    named = read_toml(folder / "run.toml").get("model")
+    named = read_toml(folder / RUN_FILE).get("model")
     if not isinstance(named, str) or not named:
-        raise ConfigError(f'{folder / "run.toml"} does not name its base; write it there as model = "..."')
+        raise ConfigError(f'{folder / RUN_FILE} does not name its base; write it there as model = "..."')
     return named
 
 

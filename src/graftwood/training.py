@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from graftwood.base import Base
 from graftwood.checkpoint import step_folders
 from graftwood.choose.budget import NONE
-from graftwood.config import RunConfig, read_config, read_toml
+from graftwood.config import RUN_FILE, RunConfig, read_config, read_toml
 from graftwood.data.mixture import weighted
 from graftwood.errors import ConfigError, StorageError
 from graftwood.evals.card import Cost, CurvePoint
@@ -32,7 +32,6 @@ from graftwood.runtime import give_back_memory, machine, peak_memory_bytes
 from graftwood.train.loop import Evaluated, Progress, Stepped, Trainer
 
 STOPPED = "stopped by you"  # what a report says of a run that Ctrl-C ended
-RUN_FILE = "run.toml"  # in the folder of every run: what repeats it
 SEQUENCE = "sequence"  # the folder of tasks that were learned one after another
 ARMS, RACE = "arms", "race.json"  # the folder of recipes that race, and the file in it that says for what
 EACH = "each"  # the folder of tasks that each have an adapter

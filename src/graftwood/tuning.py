@@ -16,7 +16,7 @@ from pathlib import Path
 from graftwood.checkpoint import save_adapter, save_model
 from graftwood.choose.items import halves
 from graftwood.choose.reserve import reserve_of
-from graftwood.config import save_toml
+from graftwood.config import RUN_FILE, save_toml
 from graftwood.data.batch import Rows
 from graftwood.errors import ConfigError
 from graftwood.evals import asking, canaries, judge, skills
@@ -34,7 +34,7 @@ from graftwood.model.expected import Expected
 from graftwood.progress import Display
 from graftwood.train.hold import Hold
 from graftwood.train.loop import Plan, Trainer, way_back
-from graftwood.training import RUN_FILE, STOPPED, Trained, check_base, check_same, cost, drive
+from graftwood.training import STOPPED, Trained, check_base, check_same, cost, drive
 
 BASE, TUNED = "base.json", "tuned.json"  # what each of the two said and scored, row by row
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from graftwood.config import RunConfig, read_config
+from graftwood.config import RUN_FILE, RunConfig, read_config
 from graftwood.data.audit import folded
 from graftwood.data.mixture import weighted
 from graftwood.data.rows import Row
 from graftwood.data.sources import Splits, load_splits
 from graftwood.errors import GraftError
-
-RUN_FILE = "run.toml"
 
 
 def run_of(made: Path) -> Path | None:
