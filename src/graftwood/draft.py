@@ -19,7 +19,7 @@ from graftwood.data.rows import Row
 from graftwood.data.sources import Source, Splits, load_splits
 from graftwood.errors import ConfigError, DataError, GraftError
 from graftwood.evals.given import find_tasks
-from graftwood.evals.task import TASKS, Task
+from graftwood.evals.task import Task
 from graftwood.evals.tiers import sized
 from graftwood.hub import at_hand
 from graftwood.model.decoder import Decoder
@@ -140,7 +140,7 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
     except GraftError as error:
         problems.append(error)
     try:
-        tasks = sized(find_tasks(config.skills), frozenset(TASKS.names()), config.tier)
+        tasks = sized(find_tasks(config.skills), config.tier)
     except GraftError as error:
         problems.append(error)
     try:

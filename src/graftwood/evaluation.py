@@ -23,7 +23,7 @@ from graftwood.evals.given import find_tasks
 from graftwood.evals.programs import GUARD, guarded, warn_of
 from graftwood.evals.retention import compare, probe_for
 from graftwood.evals.shots import with_shots
-from graftwood.evals.task import TASKS, Task
+from graftwood.evals.task import Task
 from graftwood.evals.tiers import check_limit, sized
 from graftwood.files import atomic_write, expanded, storage, write_json
 from graftwood.generate.engine import Engine
@@ -61,7 +61,7 @@ def evaluate(
     """
     display = Display(quiet)
     given = [with_shots(task, shots, seed).sampled(samples, temperature, seed) for task in find_tasks(tasks)]
-    chosen = sized(given, frozenset(TASKS.names()), tier, limit)
+    chosen = sized(given, tier, limit)
     base, folders = _opened(model, adapters, device, dtype, out)
     settings = {"tier": tier, "shots": str(shots), "seed": str(seed)} | ({} if limit is None else {"limit": str(limit)})
     if held := guarded(chosen):

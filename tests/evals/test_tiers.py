@@ -10,8 +10,8 @@ from graftwood.errors import ConfigError
 from graftwood.evals.task import TASKS, Item
 from graftwood.evals.tiers import TIERS, sized
 
-BUNDLED = frozenset(TASKS.names())
-MINE = replace(TASKS.get("piqa"), name="mine").of(tuple(Item(f"{n}", "q", ("a", "b")) for n in range(500)))
+# A full set in a file that is named as the bundled part of it is.
+MINE = replace(TASKS.get("piqa"), source="piqa.jsonl").of(tuple(Item(f"{n}", "q", ("a", "b")) for n in range(500)))
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,12 @@ MINE = replace(TASKS.get("piqa"), name="mine").of(tuple(Item(f"{n}", "q", ("a", 
     ],
 )
 def test_a_tier_asks_so_many_items(tier: str, limit: int | None, counts: tuple[int, ...]) -> None:
-    tasks = sized([TASKS.get("piqa"), TASKS.get("requests"), MINE], BUNDLED, tier, limit)
+    tasks = sized([TASKS.get("piqa"), TASKS.get("requests"), MINE], tier, limit)
     assert tuple(len(task.items()) for task in tasks) == counts
 
 
 def test_a_larger_tier_asks_the_same_and_more() -> None:
-    asked = [{item.id for item in sized([MINE], BUNDLED, tier)[0].items()} for tier in TIERS]
+    asked = [{item.id for item in sized([MINE], tier)[0].items()} for tier in TIERS]
     assert asked[0] < asked[1] < asked[2]
 
 
@@ -45,6 +45,6 @@ def test_of_clusters_every_one_is_asked_before_any_is_asked_again() -> None:
 
 def test_what_cannot_be_asked_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown tier 'pulsar'\. Did you mean 'pulse'"):
-        sized([MINE], BUNDLED, "pulsar")
+        sized([MINE], "pulsar")
     with pytest.raises(ConfigError, match="--limit 1 leaves nothing to compare"):
-        sized([MINE], BUNDLED, "pulse", 1)
+        sized([MINE], "pulse", 1)

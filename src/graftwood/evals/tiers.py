@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graftwood.errors import ConfigError, unknown
-from graftwood.evals.task import Task
+from graftwood.evals.task import TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ TIERS = {
 }
 
 
-def sized(tasks: Sequence[Task], bundled: frozenset[str], tier: str, limit: int | None = None) -> tuple[Task, ...]:
-    """The tasks as a tier asks them, those named in `bundled` as bundled ones; `limit` overrides both counts.
+def sized(tasks: Sequence[Task], tier: str, limit: int | None = None) -> tuple[Task, ...]:
+    """The tasks as a tier asks them; `limit` overrides its counts. A file named like a bundled task is still a file.
 
     Raises: ConfigError for an unknown tier or a limit below 2, which would leave no interval.
     """
@@ -33,7 +33,9 @@ def sized(tasks: Sequence[Task], bundled: frozenset[str], tier: str, limit: int 
         raise ConfigError(unknown("tier", tier, TIERS))
     check_limit(limit)
     size = TIERS[tier]
-    return tuple(task.limited(limit or (size.bundled if task.name in bundled else size.given)) for task in tasks)
+    bundled = {(task.name, task.source) for task in TASKS.all().values()}
+    counts = (size.bundled if (task.name, task.source) in bundled else size.given for task in tasks)
+    return tuple(task.limited(limit or count) for task, count in zip(tasks, counts, strict=True))
 
 
 def check_limit(limit: int | None) -> None:
