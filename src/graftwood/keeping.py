@@ -148,6 +148,7 @@ class Keeper(Looks):
         super().__init__(base, go, deciding, display)
         self._before, self._budget = [scores for scores in deciding.scores if skills.counts(scores)], budget
         self._more: Scores | None = None
+        self.once = 0.0  # seconds in which the base itself was asked, whose answers stay in the cache
         self._file, self._key, self._note = file, key, note
         stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         resumed = stored.get("key") == key and "seconds" in stored
@@ -169,9 +170,9 @@ class Keeper(Looks):
         """The base's abilities asked again there, on the items that decide."""
         name = f"{alpha:.4f}"
         if name not in self._known:
-            started = time.monotonic()
+            started, once = time.monotonic(), self.once
             self._known[name] = self._decided(alpha)
-            self._seconds[name] = time.monotonic() - started
+            self._seconds[name] = time.monotonic() - started - (self.once - once)
             decisions = {alpha: decision.model_dump() for alpha, decision in self._known.items()}
             certified = {"drift_limit": self._limit, "decisions": decisions, "seconds": self._seconds}
             with storage(f"write {self._file}"):
@@ -192,9 +193,11 @@ class Keeper(Looks):
             return decision
         self._display.say(f"dial {alpha:g}: keeps {shown(decision.kept)} of the base, so {reserve.title} on more items")
         if self._more is None:  # of the base itself, the first time on this machine
+            started = time.monotonic()
             self._go(0.0)
             (self._more,) = skills.base_scores(self._base, self._engine(), lambda what: None, [reserve])
             self._go(alpha)
+            self.once += time.monotonic() - started
         (again,) = skills.score_again(self._base, self._engine(), lambda what: None, [self._more])
         before, after = together(self._before, self._more), together(after, again)
         return decide(before, after, budget.kept, budget.worst)
@@ -257,7 +260,7 @@ def keep(
         dial=settled.shipped,
         why=reason(settled, base_loss, budget),
         price=price(settled, base_loss, budget),
-        seconds=progress.train_seconds + keeper.before + time.monotonic() - started,
+        seconds=progress.train_seconds + keeper.before + time.monotonic() - started - keeper.once,
         tokens=progress.tokens,
         plain_seconds=progress.train_seconds - progress.held_seconds,
         plain_tokens=plain,
