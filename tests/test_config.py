@@ -158,7 +158,7 @@ def test_a_share_is_a_number_or_a_percentage(key: str, given: object, said: str,
 def test_a_share_that_is_none_is_refused_in_one_line(given: object) -> None:
     with pytest.raises(ConfigError, match="is no percentage between 0 and 100; write 95%, "):
         read_budget(resolve(None, {"data": "a", "keep": given}).keep or "")
-    with pytest.raises(ConfigError, match="keep=True: input should be a valid string"):
+    with pytest.raises(ConfigError, match="keep=True: input should be no truth value"):
         resolve(None, {"data": "a", "keep": True})
 
 

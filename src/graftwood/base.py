@@ -45,14 +45,25 @@ class Base:
     licence: str | None
 
     def document_start(self) -> int:
-        """The id that a text without a beginning begins with. Raises: ModelError of a base that has none."""
-        for index in (self.tokenizer.bos, *self.tokenizer.eos):
-            if index is not None:
-                return index
-        raise ModelError(
-            f"{self.folder} names no token that begins or ends a text, so no answer could end; name one as eos_token "
-            "in its tokenizer_config.json"
-        )
+        """The id that a text without a beginning begins with.
+
+        Raises: ModelError of a base that has none, or names ids that the model does not have.
+        """
+        named = [("bos", self.tokenizer.bos), *(("eos", index) for index in self.tokenizer.eos)]
+        ids = [(name, index) for name, index in named if index is not None]
+        size = self.decoder.config.vocab_size
+        for name, index in ids:
+            if not 0 <= index < size:
+                raise ModelError(
+                    f"{self.folder}: {name}_token_id is {index}, the model has {size} tokens; "
+                    f"mend it in config.json and generation_config.json, or name {name}_token in tokenizer_config.json"
+                )
+        if not ids:
+            raise ModelError(
+                f"{self.folder} names no token that begins or ends a text, so no answer could end; name one as "
+                "eos_token in its tokenizer_config.json"
+            )
+        return ids[0][1]
 
     def encoder(self, max_length: int | None = None) -> Encoder:
         """An encoder of rows for this base, cutting at `max_length` or at what the context has room for."""
@@ -72,12 +83,6 @@ def open_base(source: str, place: Place) -> Base:
         raise ModelError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {decoder.config.vocab_size}"
         )
-    for name, index in (*(("eos", index) for index in tokenizer.eos), ("bos", tokenizer.bos or 0)):
-        if not 0 <= index < decoder.config.vocab_size:
-            raise ModelError(
-                f"{folder}: {name}_token_id is {index}, the model has {decoder.config.vocab_size} tokens; mend it in "
-                f"config.json and generation_config.json, or name {name}_token in tokenizer_config.json"
-            )
     template = read_template(folder, tokenizer)
     # A path is remembered whole: what is written about this base may be read from another folder.
     lasting = str(expanded(source).resolve()) if expanded(source).exists() else source

@@ -12,7 +12,7 @@ import torch
 from conftest import CPU
 from graftwood.base import Base, open_base
 from graftwood.choose.budget import Budget
-from graftwood.choose.reserve import TEMPLATES, reserve_of
+from graftwood.choose.reserve import EACH, TEMPLATES, reserve_of
 from graftwood.evals.card import Decision
 from graftwood.evals.checks import problems
 from graftwood.evals.given import find_tasks
@@ -38,7 +38,7 @@ def test_the_reserve_belongs_to_the_bundled_requests() -> None:
     (reserve,) = reserve_of(list(TASKS.all().values()))
     items = reserve.items()
     assert reserve.name == bundled.name
-    assert len({item.prompt for item in items}) == len(items) == 10 * len(TEMPLATES)
+    assert len({item.prompt for item in items}) == len(items) == EACH * len(TEMPLATES)
     assert {len(template.items()) for template in TEMPLATES} == {10}
     assert [problem for item in items for problem in problems(item.checks)] == []
     assert all(item.checks for item in items)
