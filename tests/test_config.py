@@ -139,7 +139,8 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(("given", "said"), [(0.95, "95%"), (95, "95%"), ("0.95", "95%"), ("95", "95%"), (1, "100%"),
-    (0.975, "97.5%"), ("97.5%", "97.5%"), ("none", "none"), (0.005, "0.5%"), (0.29, "29%")])  # fmt: skip
+    (0.975, "97.5%"), ("97.5%", "97.5%"), ("none", "none"), ("None", "none"),
+    (0.005, "0.5%"), (0.29, "29%")])  # fmt: skip
 @pytest.mark.parametrize("key", ["keep", "keep_worst"])
 def test_a_share_is_a_number_or_a_percentage(key: str, given: object, said: str, tmp_path: Path) -> None:
     """From Python and from a run file; what is written of the run is the same."""

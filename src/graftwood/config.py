@@ -33,6 +33,8 @@ def percentage(given: object) -> object:
     """0.95, 95, `0.95` and `95` as `95%`, so that a run file says it in one way; everything else as it was given."""
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         return given
+    if str(given).strip().lower() == "none":
+        return "none"
     try:
         number = float(given)
     except ValueError:

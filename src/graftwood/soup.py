@@ -19,6 +19,7 @@ from graftwood.data.mixture import task_names
 from graftwood.data.rows import Row
 from graftwood.errors import ConfigError, DataError
 from graftwood.evals.card import Matrix
+from graftwood.evals.judge import set_paper
 from graftwood.evals.score import answer_losses
 from graftwood.evals.transfer import ByTask, against_base, by_task
 from graftwood.model.decoder import Decoder
@@ -125,18 +126,21 @@ def _average(decoder: Decoder, folders: Sequence[Path], place: Place) -> None:
 
 
 def _heldout(base: Base, models: Sequence[Path], sources: Sequence[str]) -> list[Example]:
-    """Rows of the sources that none of the models was trained on."""
+    """Rows of the sources that none of the models was trained on, a sample where there are many."""
     runs = [run_file_of(path) for path in models]
     found: list[Row] = []
     for source, task in zip(sources, task_names(sources), strict=True):
         known = [unseen(run, source) for run in runs if run is not None]
         first, *others = known or [unseen(None, source)]
-        rows = [replace(row, task=task) for row in first if all(row in other for other in others)]
+        shared = set(first).intersection(*map(set, others))
+        rows = [replace(row, task=task) for row in first if row in shared]
         if not rows:
             raise DataError(f"{source} has no rows that all of these runs held out; give a file of rows none has seen")
         found += rows
-    shortest = min((run or RunConfig(data=sources[0])).max_length for run in runs)
-    return encode_rows(base.encoder(shortest), found)
+    configs = [run or RunConfig(data=sources[0]) for run in runs]
+    encoder = base.encoder(min(config.max_length for config in configs))
+    heldout = encode_rows(encoder, found)
+    return list(set_paper(encoder, heldout, [], heldout, configs[0].seed).heldout)
 
 
 def _name(models: Sequence[Path], members: Sequence[int]) -> str:

@@ -58,6 +58,8 @@ def execute(job: Job, out: Path, display: Display, resume: bool, teach: Teach | 
     started = time.monotonic()
     known = measure_base(job, out, display)
     if job.budget is not None and known.deciding is None:
+        if resume:
+            raise ConfigError(f"{known.plain}, and {out} was begun with a budget; give the questions it was begun with")
         job = without_budget(job, f"{known.plain}: a plain run, as with --keep none")
         display.say(f"warning: {job.warnings[-1]}")
         begin(job, out, resume=False)  # its run file repeats what runs
@@ -241,7 +243,7 @@ def _flattered(job: Job, paper: judge.Paper) -> str | None:
     chose = ["the step", *(["the dial"] if job.budget else []), *(["the winner"] if job.config.search else [])]
     listed = " and ".join(filter(None, (", ".join(chose[:-1]), chose[-1])))
     how = "test.jsonl in each folder of --data"
-    if not job.plan.shares:
+    if len(job.config.sources) == 1:
         how = "--test FILE, or test.jsonl in the folder of --data"
     return f"validation rows also chose {listed}: for figures that chose nothing give test rows ({how})"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from graftwood.config import RUN_FILE, RunConfig, read_config
+from graftwood.config import RUN_FILE, RunConfig, read_config, read_toml
 from graftwood.data.audit import folded
 from graftwood.data.mixture import weighted
 from graftwood.data.rows import Row
@@ -14,8 +14,16 @@ from graftwood.errors import GraftError
 
 
 def run_of(made: Path) -> Path | None:
-    """The folder of the run that made a folder: itself, or up to three above it; None where none has a run file."""
-    return next((path for path in (made, *made.resolve().parents[:3]) if (path / RUN_FILE).is_file()), None)
+    """The folder of the run that made a folder: itself, or up to three above it; None where none has a run file.
+
+    Run files of pre-training do not count: its text was read whole.
+    """
+    return next((path for path in (made, *made.resolve().parents[:3]) if _tunes(path / RUN_FILE)), None)
+
+
+def _tunes(file: Path) -> bool:
+    """Whether a file is there and says how a model was tuned."""
+    return file.is_file() and read_toml(file).keys() <= RunConfig.model_fields.keys()
 
 
 def run_file_of(made: Path) -> RunConfig | None:

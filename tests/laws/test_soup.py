@@ -12,8 +12,9 @@ import torch
 import graftwood as gw
 import tiny
 from conftest import CPU
+from graftwood import unseen
 from graftwood.base import Base, open_base
-from graftwood.config import RunConfig, save_toml
+from graftwood.config import RUN_FILE, PretrainConfig, RunConfig, save_toml
 from graftwood.data.encode import encode_rows
 from graftwood.data.sources import load_splits
 from graftwood.errors import ConfigError, DataError
@@ -154,3 +155,14 @@ def test_the_verb_averages_models(base: Base, tmp_path: Path, tokenizer_files: T
     assert (done.exit_code, done.exception) == (0, None)
     assert json.loads(done.stdout)["kept"] in ("mean", "greedy")
     assert gw.load(tmp_path / "soup").technique is None
+
+
+def test_only_a_run_that_tuned_says_what_a_model_was_trained_on(tmp_path: Path) -> None:
+    """A model inside a pre-training run has a run file above it that names no rows."""
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    assert unseen.run_of(model) is None
+    save_toml(PretrainConfig(data="text", head="own"), tmp_path / "run" / RUN_FILE)
+    assert unseen.run_of(model) is None
+    save_toml(RunConfig(data="rows.jsonl", options={"rank": 4}), tmp_path / "run" / RUN_FILE)
+    assert unseen.run_of(model) == tmp_path / "run"

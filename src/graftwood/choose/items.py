@@ -69,12 +69,12 @@ def leaked(tasks: Sequence[Task], rows: Sequence[Row]) -> list[str]:
         if all(len(part) < SHORTEST for part in _told(item.prompt)):
             for whole in _wholes(item):
                 wholes[whole].add(number)
-    found = []
+    found, longest_whole = [], max(map(len, wholes), default=0)
     for row in rows:
         text = " ".join(folded(row.parts))
         met = {number for at in range(0, len(text), _STEP) for number in begins.get(text[at : at + _STEP], ())}
         held = {number for number in met if all(part in text for part in questions[number])}
-        held |= {number for whole in (_asked(row) if wholes else ()) for number in wholes.get(whole, ())}
+        held |= {number for whole in (_asked(row, longest_whole) if wholes else ()) for number in wholes.get(whole, ())}
         found += [f"{row.file}:{row.line} holds {items[number].id}" for number in sorted(held)]
     return found
 
@@ -99,8 +99,12 @@ def _wholes(item: Item) -> tuple[str, str]:
     return asked, " ".join((asked, *folded((item.choices[item.gold] if item.choices else item.answer,))))
 
 
-def _asked(row: Row) -> set[str]:
-    """All that a row asks, of a conversation up to each of its questions; and the whole row."""
+def _asked(row: Row, longest: int) -> set[str]:
+    """All that a row asks, of a conversation up to each of its questions within so many letters; and the whole row."""
     users = [turn.content for turn in row.turns if turn.role == "user"] or [*row.asked]
-    asked = {_whole(users[:count]) for count in range(1, len(users) + 1)}
+    asked: set[str] = set()
+    for count in range(1, len(users) + 1):
+        asked.add(whole := _whole(users[:count]))
+        if len(whole) > longest:  # what follows only makes it longer
+            break
     return asked | {_whole(["\n".join(row.parts)]), " ".join(folded(row.parts)).strip()}
