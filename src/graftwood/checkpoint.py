@@ -59,7 +59,7 @@ def save_adapter(base: Base, technique: Technique, folder: Path) -> None:
 def _card(base: Base, technique: Technique) -> str:
     """What the hub and people read of an adapter folder."""
     about = [f"base_model: {base.source}"] if on_hub(base.source) else []
-    about += [f"library_name: {technique.library}"] if technique.library else []
+    about += [f"library_name: {technique.opened_by}"] if technique.opened_by else []
     front = "\n".join(("---", *about, f"tags: [{technique.name}]", "---"))
     loaded = f"`graft generate --model {base.name} --adapter FOLDER`"
     return f"""{front}

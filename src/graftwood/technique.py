@@ -24,8 +24,8 @@ class Technique(BaseModel, ABC):
     who choose. `writes_base` is true where training changes the base's own parameters, so that the result is a model
     of its own and not an adapter. `starts_at_base` is false where the model computes something else before the first
     step, `draws` where nothing of the start is random. `cannot_merge` says why there is no matrix to fold the result
-    into. `peft_type` is what an `adapter_config.json` calls it, `library` what else opens such folders, `weights_file`
-    where its tensors are, or `pickled_file` in folders of before safetensors.
+    into. `peft_type` is what an `adapter_config.json` calls it, `opened_by` what else opens such folders,
+    `weights_file` where its tensors are, or `pickled_file` in folders of before safetensors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -45,7 +45,7 @@ class Technique(BaseModel, ABC):
     draws: ClassVar[bool] = True
     cannot_merge: ClassVar[str | None] = None
     peft_type: ClassVar[str | None] = None
-    library: ClassVar[str | None] = "peft"
+    opened_by: ClassVar[str | None] = "peft"
     weights_file: ClassVar[str] = "adapter_model.safetensors"
     pickled_file: ClassVar[str] = "adapter_model.bin"
 

@@ -116,7 +116,7 @@ class Adapter(Technique):
         "between its two matrices stands an activation, so no one matrix of the base holds them; keep the adapter"
     )
     peft_type: ClassVar[str | None] = "BOTTLENECK"  # AdapterHub's, not one of PEFT's
-    library: ClassVar[str | None] = "adapters"
+    opened_by: ClassVar[str | None] = "adapters"
     weights_file: ClassVar[str] = "adapter.safetensors"
     pickled_file: ClassVar[str] = "pytorch_adapter.bin"
 

@@ -30,7 +30,7 @@ class BitFit(SwappedTechnique):
     cost: ClassVar[str] = "one sum over tokens for each linear"
     draws: ClassVar[bool] = False
     peft_type: ClassVar[str | None] = "BITFIT"  # not one of PEFT's
-    library: ClassVar[str | None] = None
+    opened_by: ClassVar[str | None] = None
 
     targets: Targets = (ALL_LINEAR,)
 
