@@ -68,6 +68,28 @@ def test_packed_documents_do_not_see_each_other(name: str, lengths: tuple[int, .
 
 
 @architectures
+@pytest.mark.parametrize("lengths", [(24,), (5, 12, 7), (8, 8, 8)])
+def test_some_places_alone_are_what_they_are_among_all(
+    name: str, lengths: tuple[int, ...], tiny_config: TinyConfig
+) -> None:
+    decoder, ids, only = decoder_of(tiny_config(name)), tokens(1, 24), torch.tensor([0, 6, 7, 23])
+    decoder.requires_grad_()
+    slope = torch.randn(1, 4, decoder.config.hidden_size, generator=torch.Generator().manual_seed(2))
+    found = decoder.hidden(ids, lengths, only=only)
+    wanted = decoder.hidden(ids, lengths)[:, only]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    trained = list(decoder.blocks.parameters())
+    slopes = [torch.autograd.grad((hidden * slope).sum(), trained, allow_unused=True) for hidden in (found, wanted)]
+    for parameter, *both in zip(trained, *slopes, strict=True):  # an expert that no token takes has none
+        own, other = (torch.zeros_like(parameter) if one is None else one for one in both)
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    for block in (0, 1, decoder.config.layers):
+        entering = block, decoder.into(block, ids, lengths)
+        again = decoder.hidden(ids, lengths, entering=entering, only=only)
+        torch.testing.assert_close(again, wanted, rtol=1e-5, atol=1e-5)
+
+
+@architectures
 def test_alternatives_of_a_document_do_not_see_each_other(name: str, tiny_config: TinyConfig) -> None:
     decoder = decoder_of(tiny_config(name))
     stems, forks = (5, 1, 7), ((3, 1, 4), (2, 0), ())

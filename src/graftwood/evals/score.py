@@ -15,8 +15,8 @@ from graftwood.data.batch import packs
 from graftwood.data.encode import Example
 from graftwood.generate.engine import Engine
 from graftwood.generate.sampling import Sampling
-from graftwood.model.attention import Fork, fork_length
 from graftwood.model.decoder import Decoder
+from graftwood.model.forks import Fork, fork_length
 from graftwood.train.loss import CHUNK, token_losses
 
 TOKENS = 1024
@@ -126,11 +126,14 @@ def _score(decoder: Decoder, group: Sequence[_Document]) -> list[list[Continuati
     starts = accumulate(lengths, initial=0)
     predict = [place for document, start in zip(group, starts, strict=False) for place in document.predictions(start)]
     targets = torch.tensor([index for document in group for choice in document.choices for index in choice])
+    # Where choices begin they are predicted from one place.
+    only, place = torch.tensor(predict, device=decoder.device).unique(return_inverse=True)
     hidden = decoder.hidden(
         torch.tensor([[index for document in group for index in document.ids]], device=decoder.device),
         lengths,
         forks=[document.forks for document in group],
-    )[0, predict]
+        only=only,
+    )[0, place]
     told = []
     for part, target in zip(hidden.split(CHUNK), targets.to(decoder.device).split(CHUNK), strict=True):
         logits = decoder.logits(part)

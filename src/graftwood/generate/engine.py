@@ -267,25 +267,25 @@ class _Batch:
         texts = [[*row.prompt[self._begun :], *row.draft] for row in joining]
         lengths = [len(text) for text in texts]
         ids = self._tensor([[index for text in texts for index in text]])
-        hidden = self._plan.hidden(ids, documents=lengths, cache=self._cache)[0]
-        drafted = [
-            range(end - len(row.draft), end) for row, end in zip(joining, accumulate(lengths), strict=True)
-        ]  # where each draft lies in the pack
-        said = iter(self._said(hidden, [index - 1 for places in drafted for index in places]))
+        counts = [1 + len(row.draft) for row in joining]  # from where a draft is told: the prompt's end and itself
+        ends = zip(accumulate(lengths), counts, strict=True)
+        only = self._tensor([index for end, count in ends for index in range(end - count, end)])
+        hidden = self._plan.hidden(ids, documents=lengths, cache=self._cache, only=only)[0].split(counts)
+        said = iter(self._said(torch.cat([part[:-1] for part in hidden])))
         wrong = []
-        for row, places in zip(joining, drafted, strict=True):
-            would = [next(said) for _ in places]
+        for row in joining:
+            would = [next(said) for _ in row.draft]
             for index, own in zip(row.draft, would, strict=True):
                 if index != own:
                     break
                 row.take(index, self._eos)
-            wrong.append(len(places) - len(row.ids))
+            wrong.append(len(row.draft) - len(row.ids))
         self._cache.forget(place, wrong)
-        return hidden[[places.start - 1 + len(row.ids) for row, places in zip(joining, drafted, strict=True)]]
+        return torch.stack([part[len(row.ids)] for row, part in zip(joining, hidden, strict=True)])
 
-    def _said(self, hidden: Tensor, places: Sequence[int]) -> list[int]:
-        """The likeliest token after each of these places."""
-        parts = hidden[places].split(_CHUNK) if places else ()
+    def _said(self, hidden: Tensor) -> list[int]:
+        """The likeliest token after each of these states."""
+        parts = hidden.split(_CHUNK) if len(hidden) else ()
         return [index for part in parts for index in self._plan.logits(part).argmax(-1).tolist()]
 
     def _seen(self, rows: Sequence[_Row]) -> Tensor | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -115,10 +115,12 @@ class Scope:
     for documents that are more than a sequence; `prefix` is what every sequence sees before its first token, keys and
     values of each layer. With `cache`, keys and values go to its `slots`, and tokens that continue rows see those of
     `seen`, which has two entries a layer. `turns` are cosine and sine of the positions' angles, and once more of layers
-    with a window where theirs differ; `narrow` are the masks of the windows that hide anything.
+    with a window where theirs differ; `narrow` are the masks of the windows that hide anything. With `only`, these
+    tokens leave the block, to which the others are keys and values.
 
     Shapes: positions [B or 1, T], turns [B or 1, T, 1, D/2], mask and each of narrow [B, 1, T, filled] (0 or -inf),
-    seen [B, G, filled, D], each of masks [T, T] of its document (True: visible), prefix [2 * layers, P, G, D].
+    seen [B, G, filled, D], each of masks [T, T] of its document (True: visible), prefix [2 * layers, P, G, D],
+    only [M].
     """
 
     positions: Tensor
@@ -131,53 +133,16 @@ class Scope:
     mask: Tensor | None = field(default=None, repr=False)
     narrow: Mapping[int, Tensor] = field(default_factory=dict, repr=False)
     seen: Sequence[Tensor] = field(default=(), repr=False)
+    only: Tensor | None = field(default=None, repr=False)
 
-
-# How long an alternative is; or how long its own beginning is, and the alternatives that it in turn ends in.
-Fork: TypeAlias = "int | tuple[int, Sequence[Fork]]"
+    def leaving(self, x: Tensor) -> Tensor:
+        """What of a block's tokens leaves it. Shapes: [B, T, ...] -> [B, M, ...]."""
+        return x if self.only is None else x.index_select(1, self.only)
 
 
 def packed_positions(documents: Sequence[int], device: torch.device, start: int = 0) -> Tensor:
     """Each token's position in its own document, where the first is at `start`."""
     return torch.cat([torch.arange(start, start + length, device=device) for length in documents])
-
-
-def fork_length(fork: Fork) -> int:
-    """Tokens of an alternative and of all that it ends in."""
-    return fork if isinstance(fork, int) else fork[0] + sum(map(fork_length, fork[1]))
-
-
-def fork_parts(length: int, forks: Sequence[Fork]) -> list[tuple[int, int]]:
-    """A document that ends in alternatives, in parts: how long each is, and the number of the part it goes on from."""
-    parts = [(length - sum(map(fork_length, forks)), -1)]
-
-    def add(alternatives: Sequence[Fork], parent: int) -> None:
-        for fork in alternatives:
-            own, more = (fork, ()) if isinstance(fork, int) else fork
-            parts.append((own, parent))
-            add(more, len(parts) - 1)
-
-    add(forks, 0)
-    return parts
-
-
-def forked_positions(parts: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """Positions of such a document: each part goes on where the one it continues ended."""
-    starts: list[int] = []
-    for _, parent in parts:
-        starts.append(0 if parent < 0 else starts[parent] + parts[parent][0])
-    pieces = [torch.arange(start, start + own, device=device) for start, (own, _) in zip(starts, parts, strict=True)]
-    return torch.cat(pieces)
-
-
-def forked_mask(parts: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """What the tokens of such a document see, [T, T]: their own part and those it goes on from, up to themselves."""
-    sees = torch.eye(len(parts), dtype=torch.bool)
-    for number, (_, parent) in enumerate(parts):
-        if parent >= 0:
-            sees[number] |= sees[parent]
-    owner = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([own for own, _ in parts]))
-    return sees[owner][:, owner].tril_().to(device)
 
 
 def turning(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -247,8 +212,8 @@ class Attention(nn.Module):
         if self._turn is not None:
             cos, sin = scope.turns[:2] if self.scoring.window is None else scope.turns[-2:]
             q, k = self._turn(q, cos, sin), self._turn(k, cos, sin)
-        seen = attend(q, k, v, scope, self.layer, self.scoring, self.sinks)
-        return cast(Tensor, self.get_submodule(self._output)(seen.reshape(batch, tokens, -1)))
+        seen = scope.leaving(attend(q, k, v, scope, self.layer, self.scoring, self.sinks))
+        return cast(Tensor, self.get_submodule(self._output)(seen.reshape(batch, seen.shape[1], -1)))
 
 
 def _normed(y_BTC: Tensor, norm: RMSNorm | None) -> Tensor:

@@ -53,7 +53,7 @@ class PreNormBlock(nn.Module):
         self.mlp = feed_forward or GatedFeedForward(config)
 
     def forward(self, x: Tensor, scope: Scope) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), scope)
+        x = scope.leaving(x) + self.self_attn(self.input_layernorm(x), scope)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
@@ -16,17 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graftwood.model.architecture import Architecture
-from graftwood.model.attention import (
-    Fork,
-    KVCache,
-    Scope,
-    fork_parts,
-    forked_mask,
-    forked_positions,
-    packed_turns,
-    turning,
-)
+from graftwood.model.attention import KVCache, Scope, packed_turns, turning
 from graftwood.model.config import ModelConfig
+from graftwood.model.forks import Fork, fork_parts, forked_mask, forked_positions
 from graftwood.model.layers import Linear
 
 
@@ -115,8 +108,9 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
         forks: Sequence[Sequence[Fork]] | None = None,
         entering: tuple[int, Tensor] | None = None,
+        only: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states, [B, T, C].
+        """Final hidden states, [B, T, C]; with `only` at these places alone, [B, M, C]: the last block does less.
 
         With `documents` the batch is one row of sequences laid end to end, each seeing only itself. With `cache` they
         become rows of it; `[B, T]` tokens without documents continue the B rows it has. With `forks` each document ends
@@ -125,7 +119,7 @@ class Decoder(nn.Module):
         begins there.
         """
         if entering is not None:
-            return self._from(entering, documents)
+            return self._from(entering, documents, only)
         x, lengths, own = self._begun(ids_BT, None if documents is None else tuple(documents), cache)
         if forks is None:
             scope = self._scope(x, lengths, cache)
@@ -133,8 +127,9 @@ class Decoder(nn.Module):
             assert lengths is not None, "forks are the ends of packed documents"
             assert cache is None, "forks are read in one pass, without a cache"
             scope = self._forked(lengths, forks, ids_BT.device)
-        x = self._through(self._placed(x, scope), scope)
-        return self._normed(x if own is None else x[:, own])
+        if own is not None:
+            only = own if only is None else own[only]
+        return self._normed(self._through(self._placed(x, scope), scope, only=only))
 
     @torch.no_grad()
     def into(self, block: int, ids_BT: Tensor, documents: Sequence[int]) -> Tensor:
@@ -314,22 +309,26 @@ class Decoder(nn.Module):
         ]
         return torch.cat(parts, dim=1), None if documents is None else tuple(ends), torch.cat(own)
 
-    def _from(self, entering: tuple[int, Tensor], documents: Sequence[int] | None) -> Tensor:
+    def _from(self, entering: tuple[int, Tensor], documents: Sequence[int] | None, only: Tensor | None) -> Tensor:
         """Final hidden states of packed documents, from their states on the way into a block."""
         assert documents is not None, "packed documents alone go on from a block"
         assert not self.before, "what stands before every sequence is below every block"
         first, x = entering
-        return self._normed(self._through(x, self._scope(x, tuple(documents), None), first))
+        return self._normed(self._through(x, self._scope(x, tuple(documents), None), first, only=only))
 
     def _placed(self, x: Tensor, scope: Scope) -> Tensor:
         """What enters the first block: tokens with their positions, where the family adds those."""
         positions = self.architecture.names.positions
         return x if positions is None else x + self.get_submodule(positions)(scope.positions).to(x.dtype)
 
-    def _through(self, x: Tensor, scope: Scope, first: int = 0, end: int | None = None) -> Tensor:
-        for block in islice(self.blocks, first, end):
+    def _through(
+        self, x: Tensor, scope: Scope, first: int = 0, end: int | None = None, only: Tensor | None = None
+    ) -> Tensor:
+        blocks = list(islice(self.blocks, first, end))
+        for block in blocks[:-1]:
             x = block(x, scope)
-        return x
+        scope = scope if only is None else replace(scope, only=only)
+        return blocks[-1](x, scope) if blocks else scope.leaving(x)
 
     def _normed(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.get_submodule(self.architecture.names.norm)(x))
@@ -368,7 +367,7 @@ def _called(part: nn.Module) -> nn.Module:
 
 
 def hook(module: nn.Module, delta: nn.Module) -> None:
-    """Let `delta(input, output)` answer for a module, until its `delta` is None again."""
+    """Let `delta(input, output)` answer for a module, until its `delta` is None again; both are of what leaves it."""
     if "delta" not in module._modules:
         module.register_forward_hook(_answer)
     module.add_module("delta", delta)
@@ -376,7 +375,10 @@ def hook(module: nn.Module, delta: nn.Module) -> None:
 
 def _answer(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     delta = module._modules["delta"]
-    return output if delta is None else cast(Tensor, delta(inputs[0], output))
+    if delta is None:
+        return output
+    x, *scope = inputs
+    return cast(Tensor, delta(scope[0].leaving(x) if scope else x, output))
 
 
 def count_parameters(parameters: Iterable[Tensor]) -> int:

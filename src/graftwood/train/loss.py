@@ -105,8 +105,8 @@ def summed_loss(decoder: Decoder, packed: Packed, z_loss: float = 0.0, gate: Gat
 
 def predicting(decoder: Decoder, packed: Packed) -> Tensor:
     """Final hidden states of the tokens whose next one counts, [M, C]."""
-    hidden = decoder.hidden(packed.ids, packed.documents, entering=packed.entering)[0]
-    return hidden if len(packed.predict) == packed.tokens else hidden[packed.predict]
+    only = None if len(packed.predict) == packed.tokens else packed.predict
+    return decoder.hidden(packed.ids, packed.documents, entering=packed.entering, only=only)[0]
 
 
 def summed(decoder: Decoder, hidden: Tensor, objective: Objective) -> Tensor:

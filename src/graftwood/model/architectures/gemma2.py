@@ -47,7 +47,7 @@ class SandwichBlock(nn.Module):
         self.post_feedforward_layernorm = norm(config)
 
     def forward(self, x: Tensor, scope: Scope) -> Tensor:
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), scope))
+        x = scope.leaving(x) + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), scope))
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 

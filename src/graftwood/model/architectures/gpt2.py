@@ -33,7 +33,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(config, "c_fc", "c_proj")
 
     def forward(self, x: Tensor, scope: Scope) -> Tensor:
-        x = x + self.attn(self.ln_1(x), scope)
+        x = scope.leaving(x) + self.attn(self.ln_1(x), scope)
         return x + self.mlp(self.ln_2(x))
 
 

@@ -31,7 +31,7 @@ class SerialBlock(nn.Module):
         self.mlp = FeedForward(config, "dense_h_to_4h", "dense_4h_to_h")
 
     def forward(self, x: Tensor, scope: Scope) -> Tensor:
-        x = x + self.attention(self.input_layernorm(x), scope)
+        x = scope.leaving(x) + self.attention(self.input_layernorm(x), scope)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -39,7 +39,8 @@ class ParallelBlock(SerialBlock):
     """Attention and feed-forward read the same input; each result is added to it."""
 
     def forward(self, x: Tensor, scope: Scope) -> Tensor:
-        return x + self.attention(self.input_layernorm(x), scope) + self.mlp(self.post_attention_layernorm(x))
+        own = scope.leaving(x)
+        return own + self.attention(self.input_layernorm(x), scope) + self.mlp(self.post_attention_layernorm(own))
 
 
 def block(config: ModelConfig, layer: int) -> nn.Module:

@@ -32,7 +32,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, scope: Scope) -> Tensor:
         normed = self.ln_1(x)
-        return x + self.attn(normed, scope) + self.mlp(normed)
+        return scope.leaving(x) + self.attn(normed, scope) + self.mlp(scope.leaving(normed))
 
 
 def read(fields: Mapping[str, Any]) -> ModelConfig:

@@ -32,7 +32,7 @@ class Block(nn.Module):
         self.post_feedforward_layernorm = rms_norm(config)
 
     def forward(self, x: Tensor, scope: Scope) -> Tensor:
-        x = x + self.post_attention_layernorm(self.self_attn(x, scope))
+        x = scope.leaving(x) + self.post_attention_layernorm(self.self_attn(x, scope))
         return x + self.post_feedforward_layernorm(self.mlp(x))
 
 
