@@ -192,11 +192,11 @@ def test_what_decides_is_told_apart(what: str, folder: Path, skills: Path) -> No
     items = task.items()
     rows = Examples(encoded(base, 4)).packs(range(4), 1024)
     probe = Expected(*(torch.zeros(1, 1, 1) for _ in range(3)))
-    one = Deciding(tuple(rows), 1.0, 1.0, [Scores(task.of(items[:8]), (1.0,) * 8)], probe, task.of(items[8:]))
+    one = Deciding(tuple(rows), 1.0, 1.0, [Scores(task.of(items[:8]), (1.0,) * 8)], probe, (task.of(items[8:]),))
     changed = {
         "fingerprint": one,
         "questions": replace(one, scores=[Scores(task.of(items[1:8]), (1.0,) * 7)]),
-        "reserve": replace(one, reserve=None),
+        "reserve": replace(one, reserve=()),
         "rows": replace(one, rows=tuple(Examples(encoded(base, 4, start=1)).packs(range(4), 1024))),
     }
     other = replace(base, fingerprint="another") if what == "fingerprint" else base
@@ -289,7 +289,7 @@ def test_what_the_items_at_hand_cannot_show_is_refused_before_training(
         return
     assert done.code == 2
     assert said.partition("{")[0] in done.err.splitlines()[-1]
-    assert "give a smaller share, more questions with --skills or --tier, or --keep none" in done.err.splitlines()[-1]
+    assert "give a smaller share, more questions with --skills, or --keep none" in done.err.splitlines()[-1]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -336,16 +336,18 @@ def test_a_tier_says_how_many_items_decide_and_how_many_report(folder: Path, tmp
     """A file of 60 questions and a bundled task; half of what a tier takes decides."""
     base = open_base(str(folder), CPU)
     asked = f"{picked(base, tmp_path / 'picks.jsonl')},piqa"
-    counts = {}
+    counts, reserves = {}, {}
     for tier in ("pulse", "standard", "certificate"):
         config = RunConfig(data=IN_MEMORY, model=str(folder), skills=asked, tier=tier, held_out=0.3)
         drafted = draft(config, ROWS)
         split = [halves(task) for task in drafted.tasks]
         counts[tier] = [tuple(len(side.items()) for side in pair) for pair in split]
+        reserves[tier] = [len(task.items()) for task in drafted.reserve]
         for decide, report in split:
             assert not {item.id for item in decide.items()} & {item.id for item in report.items()}
-    assert counts == {"pulse": [(5, 5)] * 2, "standard": [(30, 30), (50, 50)], "certificate": [(30, 30), (50, 50)]}
-    assert draft(RunConfig(data=IN_MEMORY, skills=asked, held_out=0.3), ROWS).config.tier == "certificate"
+    assert counts == {"pulse": [(5, 5)] * 2, "standard": [(30, 30), (50, 50)], "certificate": [(30, 30), (200, 200)]}
+    assert reserves == {"pulse": [], "standard": [300], "certificate": []}
+    assert draft(RunConfig(data=IN_MEMORY, skills=asked, held_out=0.3), ROWS).config.tier == "standard"
 
 
 def test_the_forecast_of_measuring_follows_the_tier(folder: Path) -> None:
@@ -398,7 +400,7 @@ def test_a_race_is_won_within_the_budget_and_goes_on_where_it_stopped(
     assert choice.full is not None
     won_in_full = any(arm.name.startswith("full") and arm.fate.startswith("won") for arm in choice.arms)
     assert choice.full.source.startswith("measured" if won_in_full else "an estimate, from the ")
-    assert won_in_full or choice.full.source.endswith(" steps that it raced")
+    assert choice.full.source.endswith("checkpoints with it" if won_in_full else " steps that it raced")
     assert {one.trained for arm in choice.arms if arm.fate.startswith("dropped") for one in arm.candidates} == {
         rung.share for rung in RUNGS
     }

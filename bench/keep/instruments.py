@@ -84,7 +84,7 @@ def skill_tasks(folder: Path, limit: int = SKILL_ITEMS) -> list[Task]:
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise BenchError(f"{folder} holds no skill files; give the folder they are in with --skills")
-    bundled = {item.prompt for task in TASKS.all().values() for item in task.items()}
+    bundled = {item.prompt for task in TASKS.all().values() for item in (*task.items(), *task.more())}
     found = []
     for file in files:
         task = task_from_file(file)

@@ -106,9 +106,9 @@ class RunConfig(BaseModel):
         str,
         Field(
             description="items of each ability: pulse, standard or certificate; with --keep half of them decide, the "
-            "other half report"
+            "other half report, and those of certificate beyond them are asked where a decision is open"
         ),
-    ] = "certificate"
+    ] = "standard"
     keep_worst: Annotated[
         str | None, BeforeValidator(percentage), Field(description="share of its worst ability to keep")
     ] = None

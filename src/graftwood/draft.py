@@ -12,7 +12,6 @@ from graftwood.anchor import ANCHORS, Anchor
 from graftwood.choose.budget import NONE, Budget, read_budget
 from graftwood.choose.items import leaked, unhalved
 from graftwood.choose.recipe import AUTO, recipe
-from graftwood.choose.reserve import reserve_of
 from graftwood.config import RunConfig
 from graftwood.data.mixture import load_mixture, order_for, shares
 from graftwood.data.rows import Row
@@ -20,7 +19,7 @@ from graftwood.data.sources import Source, Splits, load_splits
 from graftwood.errors import ConfigError, DataError, GraftError
 from graftwood.evals.given import find_tasks
 from graftwood.evals.task import Task
-from graftwood.evals.tiers import sized
+from graftwood.evals.tiers import beyond, sized
 from graftwood.hub import at_hand
 from graftwood.model.decoder import Decoder
 from graftwood.registry import Registry
@@ -36,7 +35,7 @@ IN_MEMORY = "rows"  # what a configuration calls data that came as objects, from
 class Draft:
     """What will run: technique, training plan with the reason of each value that was not given, and the rows.
 
-    `config` is `asked` with what was decided.
+    `config` is `asked` with what was decided; `reserve` is asked where what `tasks` ask leaves a decision open.
     """
 
     asked: RunConfig
@@ -47,6 +46,7 @@ class Draft:
     anchors: tuple[Anchor, ...]
     budget: Budget | None
     tasks: tuple[Task, ...]
+    reserve: tuple[Task, ...]
     splits: Splits
 
 
@@ -133,6 +133,7 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
     problems: list[GraftError] = _contradictions(config)
     rows = decoder = budget = None
     tasks: tuple[Task, ...] = ()
+    reserve: tuple[Task, ...] = ()
     asked, (config, decided) = config, recipe(config)
     chosen = _choose(config, problems)
     try:
@@ -140,7 +141,8 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
     except GraftError as error:
         problems.append(error)
     try:
-        tasks = sized(find_tasks(config.skills), config.tier)
+        found = find_tasks(config.skills)
+        tasks, reserve = sized(found, config.tier), beyond(found, config.tier)
     except GraftError as error:
         problems.append(error)
     try:
@@ -163,7 +165,7 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
         problems += [ConfigError(f"{what}; {fix}") for what in unhalved(tasks)]
     if chosen is not None and decoder is not None:
         problems += map(ConfigError, _unkeepable(budget, chosen[0], chosen[3], rows and rows[0]))
-    asks = [*tasks, *(reserve_of(tasks) if budget else ())]
+    asks = [*tasks, *(reserve if budget else ())]
     problems += _leaks(asks, rows[0].train if rows is not None else (), chosen[3] if chosen is not None else ())
     if len(problems) == 1:
         raise problems[0]
@@ -173,7 +175,7 @@ def draft(config: RunConfig, data: Source | None = None, outline: Callable[[], D
     plan = replace(plan, shares=given)
     if asked.search:  # what is chosen is not known yet, and the run file says no more than what was asked
         config = asked.model_copy(update={"keep": config.keep})
-    return Draft(asked, config, technique, plan, reasons | decided, anchors, budget, tasks, splits)
+    return Draft(asked, config, technique, plan, reasons | decided, anchors, budget, tasks, reserve, splits)
 
 
 def _leaks(tasks: Sequence[Task], rows: Sequence[Row], anchors: Sequence[Anchor]) -> list[GraftError]:

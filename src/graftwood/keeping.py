@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from graftwood.base import Base
 from graftwood.choose.budget import Budget, percent
 from graftwood.choose.dial import Look, Settled, settle
 from graftwood.choose.relation import learn, read_relation
+from graftwood.choose.reserve import wanted
 from graftwood.data.batch import Examples, Packed, packs
 from graftwood.data.encode import Example
 from graftwood.data.mixture import round_robin
@@ -34,6 +36,7 @@ from graftwood.train.loop import mean_loss, way_back
 from graftwood.training import Trained
 
 ROWS, WINDOWS = 48, 12  # validation rows and windows of the base's text that a look reads; no report uses these windows
+SPARED, PASSES = 0.08, 3  # of a run for a certificate's items in reserve; a token trained takes as long as three read
 SMALLEST = 0.01  # a budget below a percent is none
 
 
@@ -43,7 +46,7 @@ class Deciding:
 
     Items and text are in no report. The rows are, where there are no test rows: GAINED then reads validation rows, and
     the card says what they chose. An answer of these rows has `answer` tokens on average. `reserve` are more items of
-    one of the abilities, for decisions that the others leave open.
+    the abilities that count, for decisions that those leave open.
     """
 
     rows: tuple[Packed, ...]
@@ -51,7 +54,7 @@ class Deciding:
     base_loss: float
     scores: Sequence[Scores]
     probe: Expected
-    reserve: Task | None = None
+    reserve: tuple[Task, ...] = ()
 
     @classmethod
     def by(
@@ -68,12 +71,12 @@ class Deciding:
         assert loss is not None, "a budget needs validation rows"
         answer = sum(len(packed.targets) for packed in rows) / sum(len(packed.documents) for packed in rows)
         counted = {own.task.name for own in scores if skills.counts(own)}
-        more = next((task for task in reserve if task.name in counted), None)
+        more = tuple(task for task in reserve if task.name in counted)
         return cls(rows, max(1.0, answer), loss, scores, probe, more)
 
     def asked(self, base: Base) -> str:
         """Hex SHA-256 over the base in its number format and all that it is asked."""
-        tasks = [scores.task for scores in self.scores] + ([self.reserve] if self.reserve else [])
+        tasks = [*(scores.task for scores in self.scores), *self.reserve]
         return sha256_text(base.fingerprint, base.decoder.precision, *[asking.key(base, task) for task in tasks])
 
     def half(self, base: Base) -> Deciding:
@@ -96,14 +99,15 @@ def short_of_items(base: Base, deciding: Deciding, budget: Budget, display: Disp
     """
     scores, reserve = [own for own in deciding.scores if skills.counts(own)], deciding.reserve
     short = too_few(scores, budget.kept, budget.worst)
-    if short is not None and reserve is not None:
+    if short is not None and reserve:
         engine = Engine(base.decoder, base.tokenizer.eos, base.tokenizer)
-        (more,) = skills.base_scores(base, engine, lambda what: display.say(f"base, in reserve: {what}"), [reserve])
+        more = skills.base_scores(base, engine, lambda what: display.say(f"base, in reserve: {what}"), reserve)
         short = too_few(together(scores, more), budget.kept, budget.worst)
     if short is not None:
         return short
     needed, items = items_needed(scores, budget.kept), sum(len(own.right) for own in scores)
-    held = "" if reserve is None else f", {len(reserve.items())} more where they leave it open"
+    spare = sum(len(task.items()) for task in reserve)
+    held = f", up to {spare} more where they leave it open" if spare else ""
     display.say(
         f"to keep {percent(budget.kept)} of the base takes {needed} items at least, were nothing lost: "
         f"{items} decide{held}"
@@ -131,7 +135,8 @@ class Keeper(Looks):
     """The same, certified: what the base could do is asked again, abilities without room above chance aside.
 
     What was certified is kept in `file`, and the seconds it took with it, so that a run that was stopped in the middle
-    asks nothing twice; `key` names the training it belongs to and what decides. `note` is called after every one.
+    asks nothing twice; `key` names the training it belongs to and what decides. `note` is called after every one. How
+    many items in reserve a certificate may ask goes by the tokens that were `trained`.
     """
 
     def __init__(
@@ -144,10 +149,15 @@ class Keeper(Looks):
         key: str,
         display: Display,
         note: Callable[[], None] = lambda: None,
+        trained: float = math.inf,
     ) -> None:
         super().__init__(base, go, deciding, display)
         self._before, self._budget = [scores for scores in deciding.scores if skills.counts(scores)], budget
-        self._more: Scores | None = None
+        self._more: dict[Task, Scores] = {}
+        self._costs: dict[Task, int] = {}
+        # A budget that no model could show without what is in reserve may cost what it costs.
+        shown_by_few = too_few(self._before, budget.kept, budget.worst) is None
+        self._most = SPARED * PASSES * trained if shown_by_few else math.inf
         self.once = 0.0  # seconds in which the base itself was asked, whose answers stay in the cache
         self._file, self._key, self._note = file, key, note
         stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -187,20 +197,40 @@ class Keeper(Looks):
     def _decided(self, alpha: float) -> Decision:
         budget, reserve = self._budget, self._deciding.reserve
         self._go(alpha)
-        after = skills.score_again(self._base, self._engine(), lambda what: None, self._before)
+        engine = self._engine()
+        after = skills.score_again(self._base, engine, lambda what: None, self._before)
         decision = decide(self._before, after, budget.kept, budget.worst)
-        if reserve is None or not is_open(decision, budget.kept, budget.worst):
+        if not reserve or not is_open(decision, budget.kept, budget.worst):
             return decision
-        self._display.say(f"dial {alpha:g}: keeps {shown(decision.kept)} of the base, so {reserve.title} on more items")
-        if self._more is None:  # of the base itself, the first time on this machine
+        keeps = f"dial {alpha:g}: keeps {shown(decision.kept)} of the base"
+        asked, low = wanted(
+            self._before, after, reserve, budget.kept, budget.worst, cost=self._tokens_of, most=self._most
+        )
+        if not asked:
+            self._display.say(f"{keeps}, and as many more items as may be asked would not do")
+            return decision.model_copy(update={"likely_low": low})
+        self._display.say(f"{keeps}, so {_counted(asked)} more are asked")
+        more = self._of_base(asked, alpha)
+        again = skills.score_again(self._base, engine, lambda what: None, more)
+        before, after = together(self._before, more), together(after, again)
+        names = [scores.task.name for scores in self._before]  # one that did worse on more items does not drop out
+        return decide(before, after, budget.kept, budget.worst, names)
+
+    def _tokens_of(self, part: Task) -> int:
+        if part not in self._costs:
+            self._costs[part] = sum(asking.work(self._base, part))
+        return self._costs[part]
+
+    def _of_base(self, asked: Sequence[Task], alpha: float) -> list[Scores]:
+        """The base's own scores of items in reserve, asked the first time on this machine."""
+        if new := [part for part in asked if part not in self._more]:
             started = time.monotonic()
             self._go(0.0)
-            (self._more,) = skills.base_scores(self._base, self._engine(), lambda what: None, [reserve])
+            found = skills.base_scores(self._base, self._engine(), lambda what: None, new)
+            self._more |= dict(zip(new, found, strict=True))
             self._go(alpha)
             self.once += time.monotonic() - started
-        (again,) = skills.score_again(self._base, self._engine(), lambda what: None, [self._more])
-        before, after = together(self._before, self._more), together(after, again)
-        return decide(before, after, budget.kept, budget.worst)
+        return [self._more[part] for part in asked]
 
     def _engine(self) -> Engine:
         return Engine(self._base.decoder, self._base.tokenizer.eos, self._base.tokenizer)
@@ -237,10 +267,10 @@ def keep(
     started = time.monotonic()
     trained_by = f"{job.plan} {job.technique!r} {job.anchors!r} step {progress.best_step} {budget}"
     key = sha256_text(trained_by, deciding.key(job.base))
-    go = way_back(job.base.decoder, job.technique, out / "checkpoints")
-    keeper = Keeper(job.base, go, deciding, budget, out / "decisions.json", key, display, note)
-    settled, base_loss = keeper.settle(), deciding.base_loss
     plain = int(Examples(job.taught).sizes.sum() * trained.epochs)
+    go = way_back(job.base.decoder, job.technique, out / "checkpoints")
+    keeper = Keeper(job.base, go, deciding, budget, out / "decisions.json", key, display, note, plain)
+    settled, base_loss = keeper.settle(), deciding.base_loss
     arm = Arm(
         name=job.recipe,
         settings=settings_of(job),
@@ -268,6 +298,14 @@ def keep(
     )
     display.say(choice.why + (f"; {choice.price}" if choice.price else ""))
     return choice
+
+
+def _counted(parts: Sequence[Task]) -> str:
+    """How many items of which ability."""
+    items = Counter[str]()
+    for part in parts:
+        items[part.title] += len(part.items())
+    return " and ".join(f"{count} of {title}" for title, count in items.items())
 
 
 def full_run(job: Job, trained: Trained, plain: int) -> FullRun | None:
@@ -313,7 +351,7 @@ def reason(settled: Settled, base_loss: float, budget: Budget) -> str:
     gain = f"{percent(round(share, 3))} of the best gain"
     if any(not decision.passed for decision in settled.decisions.values()):
         return f"dial {settled.shipped:g} is the farthest place that was certified, with {gain}"
-    return f"dial {settled.shipped:g} has {gain} and is nearest to the base of those whose answers are as likely"
+    return f"dial {settled.shipped:g} has {gain} and is the nearest to the base that has nearly all of it"
 
 
 def price(settled: Settled, base_loss: float, budget: Budget) -> str | None:

@@ -283,7 +283,7 @@ def execute_race(job: Job, out: Path, display: Display, resume: bool) -> Card:
         kept = keep(ran, trained, deciding, best.folder, display, watch.note)
     finally:
         watch.note()
-    choice = with_field(kept, runners, ways, watch.seconds)
+    choice = with_field(kept, runners, ways, watch.seconds, trained.progress.aside_seconds)
     for name in ("metrics.jsonl", "curve.svg", "curve.png", "decisions.json"):
         if (best.folder / name).exists():
             atomic_write(out / name, (best.folder / name).read_bytes())
@@ -316,8 +316,13 @@ def limit_of(job: Job, runners: Sequence[Runner], deciding: Deciding, out: Path,
     return limit_then
 
 
-def with_field(choice: Choice, runners: Sequence[Runner], ways: Sequence[Raced], seconds: float) -> Choice:
-    """The choice with everyone who raced, the tokens that all of them read, and the seconds that all of it took."""
+def with_field(
+    choice: Choice, runners: Sequence[Runner], ways: Sequence[Raced], seconds: float, aside: float
+) -> Choice:
+    """The choice with everyone who raced, the tokens that all of them read, and the seconds that all of it took.
+
+    `aside` are those of the winner's validations and checkpoints, which are among these.
+    """
     (won,) = choice.arms
     arms = []
     for runner, way in zip(runners, ways, strict=True):
@@ -339,17 +344,23 @@ def with_field(choice: Choice, runners: Sequence[Runner], ways: Sequence[Raced],
             "why": f"{name} won a race of {len(ways)}; {choice.why}",
             "seconds": seconds,
             "tokens": choice.tokens + sum(int(one["tokens"]) for one in others),
-            "full": raced_in_full(choice.full, runners, name),
+            "full": raced_in_full(choice.full, runners, name, aside),
         }
     )
 
 
-def raced_in_full(estimate: FullRun | None, runners: Sequence[Runner], winner: str) -> FullRun | None:
-    """One full fine-tune, reckoned from the steps that it raced; what is known without where it won or did not race."""
+def raced_in_full(known: FullRun | None, runners: Sequence[Runner], winner: str, aside: float) -> FullRun | None:
+    """One full fine-tune, reckoned from the steps that it raced; what is known without where it won or did not race.
+
+    Where it won it had validations and checkpoints as the race had.
+    """
     full = [runner for runner in runners if runner.technique.name == FULL]
     raced = next((runner for runner in full if not runner.anchors and runner.tally["tokens"]), None)
-    if raced is None or any(runner.name == winner for runner in full):
-        return estimate
+    if known is not None and any(runner.name == winner for runner in full):
+        source = f"{known.source}, its validations and checkpoints with it"
+        return FullRun(seconds=known.seconds + aside, tokens=known.tokens, source=source)
+    if raced is None:
+        return known
     (steps, tokens), tally = raced.planned, raced.tally
     source = f"an estimate, from the {tally['steps']} of {steps} steps that it raced"
     return FullRun(seconds=tally["seconds"] * tokens / tally["tokens"], tokens=tokens, source=source)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from graftwood.checkpoint import save_adapter, save_model
 from graftwood.choose.items import halves
-from graftwood.choose.reserve import reserve_of
+from graftwood.choose.reserve import parts
 from graftwood.config import RUN_FILE, save_toml
 from graftwood.data.batch import Rows
 from graftwood.errors import ConfigError
@@ -154,12 +154,13 @@ def measure_base(job: Job, out: Path, display: Display) -> Known:
         scores = skills.base_scores(base, engine, lambda what: display.say(f"base, to decide: {what}"), decide)
         if any(map(skills.counts, scores)):
             decides, reports = probe.split(WINDOWS)
-            reserve = fitting(base, reserve_of(decide), job.technique.room(base.decoder)).tasks
+            reserve = parts(fitting(base, job.reserve, job.technique.room(base.decoder)).tasks)
             deciding = Deciding.by(base, job.valid, scores, decides, reserve)
             why = short_of_items(base, deciding, job.budget, display)
             if why is None:
                 return Known(_base_sheet(job, engine, asked, out, display), reports, deciding)
-            _refuse_budget(job, why, "give a smaller share, more questions with --skills or --tier, or --keep none")
+            tier = " or --tier standard" if job.config.tier == "pulse" else ""
+            _refuse_budget(job, why, f"give a smaller share, more questions with --skills{tier}, or --keep none")
         else:
             why = _nothing_to_keep(job)
             more = "" if job.config.tier == "certificate" else ", or ask more items with --tier certificate"

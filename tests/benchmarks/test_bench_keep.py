@@ -15,7 +15,6 @@ import pytest
 
 from conftest import CPU
 from graftwood.base import open_base
-from graftwood.choose.reserve import reserve_of
 from graftwood.evals.checks import problems
 from graftwood.evals.task import TASKS
 from graftwood.model.weights import save_tensors, to_files
@@ -30,7 +29,6 @@ arms, claims, effects, facts, instruments, making, messages, records, report, re
     )
 )  # fmt: skip
 GENERATED = {"messages": messages, "sums": sums, "facts": facts}
-(RESERVE,) = reserve_of([TASKS.get("requests")])
 BUNDLED = [item.prompt for item in TASKS.get("requests").items()]
 
 
@@ -80,14 +78,15 @@ def test_requests_are_not_those_of_the_bundle() -> None:
     assert len(set(task.units())) == len(requests.TEMPLATES)
     assert [problem for item in task.items() for problem in problems(item.checks)] == []
     chats = instruments.CHATS.read_text(encoding="utf-8").splitlines()
-    deciding = [*BUNDLED, *(item.prompt for item in RESERVE.items())]
+    deciding = [*BUNDLED, *(item.prompt for item in TASKS.get("requests").more())]
     for text in (*(template.text for template in requests.TEMPLATES), *chats):
         assert requests.shared_run(text, deciding) is None, text
     assert requests.shared_run("Please finish the sentence: {x}", BUNDLED) == "please finish the sentence"
 
 
 def test_skill_items_are_not_those_of_the_bundle(tmp_path: Path) -> None:
-    bundled = TASKS.get("piqa").items()[:5]
+    piqa = TASKS.get("piqa")
+    bundled = (*piqa.items()[:3], *piqa.more()[:2])
     rows = [{"query": item.prompt, "choices": list(item.choices), "gold": item.gold} for item in bundled]
     rows += [{"query": f"Question: what is {n}?", "choices": ["this", "that"], "gold": 0} for n in range(8)]
     rows = [{**row, "query": row["query"].removesuffix("\nAnswer:")} for row in rows]

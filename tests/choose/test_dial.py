@@ -111,6 +111,14 @@ def test_the_second_certificate_is_tried_where_the_bounds_meet_the_budget(edge: 
     assert len(way.asked) == 2, "the line cannot win much more"
 
 
+@pytest.mark.parametrize(("edge", "second"), [(0.76, 0.75), (0.8, 0.75), (0.84, 0.756), (0.7, 0.63)])
+def test_a_place_that_was_seen_is_tried_where_it_is_as_good(edge: float, second: float) -> None:
+    way = Certain(edge)
+    settle(way, BASE, 0.95, answer=10.0)
+    assert way.asked == [1.0, pytest.approx(second, abs=1e-4)]
+    assert way.looked == [1.0, 0.75, *([] if second == 0.75 else way.asked[1:])]
+
+
 def test_what_fails_for_its_worst_ability_alone_is_halved() -> None:
     class Worst(Straight):
         def certify(self, alpha: float) -> Decision:
@@ -123,9 +131,18 @@ def test_what_fails_for_its_worst_ability_alone_is_halved() -> None:
     assert way.asked[:3] == [1.0, 0.5, 0.75]
 
 
-@pytest.mark.parametrize(("answer", "shipped"), [(1.0, 0.75), (40.0, 1.0)])
-def test_a_little_a_token_is_much_a_long_answer(answer: float, shipped: float) -> None:
-    assert settle(Straight(edge=1.0), BASE, 0.95, answer=answer).shipped == shipped
+@pytest.mark.parametrize(
+    ("best", "answer", "shipped"),
+    [
+        (0.9, 1.0, 0.75),  # short of it by 2% of the gain
+        (0.9, 40.0, 1.0),  # and of a long answer's chance by two thirds
+        (1.0, 1.0, 1.0),  # by 6% of the gain
+    ],
+)
+def test_a_place_nearer_is_as_good_where_little_is_lost_of_the_gain_and_of_an_answer(
+    best: float, answer: float, shipped: float
+) -> None:
+    assert settle(Straight(edge=1.0, best=best), BASE, 0.95, answer=answer).shipped == shipped
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.8, 0.9, 0.96, 0.99, 1.0])

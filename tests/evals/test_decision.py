@@ -112,11 +112,22 @@ def test_more_items_stand_beside_those_of_their_task_alone() -> None:
     before, after = pair(("a", 75, 100, 2), ("b", 75, 100, 2))
     more = scores("b", 300, 400), scores("b", 300, 400, 3)
     first = decide(before, after, 0.95)
-    found = decide(together(before, more[0]), together(after, more[1]), 0.95)
+    found = decide(together(before, more[:1]), together(after, more[1:]), 0.95)
     assert (first.items, found.items) == (200, 600)
     assert found.worst_kept.value == pytest.approx(min(73 / 75, 370 / 375))
-    assert [len(own.task.items()) for own in together(before, more[0])] == [100, 500]
+    assert [len(own.task.items()) for own in together(before, more[:1])] == [100, 500]
     assert len(before[1].task.items()) == 100
+
+
+def test_an_ability_that_counted_does_not_drop_out_by_what_it_is_asked_besides() -> None:
+    before, after = pair(("weak", 21, 50, 2), ("strong", 80, 100, 0))
+    before[0] = scores("weak", 21, 50, chance=0.25)
+    more = scores("weak", 16, 60, chance=0.25), scores("weak", 16, 60, 14, chance=0.25)
+    both = together(before, more[:1]), together(after, more[1:])
+    assert not counts(both[0][0])
+    assert decide(*both, 0.8).items == 100
+    found = decide(*both, 0.8, counted=["weak", "strong"])
+    assert (found.items, found.worst, found.passed) == (210, "weak", False)
 
 
 def test_a_task_of_nothing_does_not_count() -> None:
@@ -142,7 +153,7 @@ def test_what_cannot_be_shown_of_a_model_that_lost_nothing_is_known_before() -> 
         too_few(before, 1.0)
         == f"100% of the base must be kept; no number of items can show that; {rest.split('; ')[1]}"
     )
-    assert too_few(together(before, scores("a", 300, 400)), 0.95) is None
+    assert too_few(together(before, [scores("a", 300, 400)]), 0.95) is None
 
 
 def test_the_worst_ability_needs_items_of_its_own() -> None:

@@ -17,6 +17,7 @@ from graftwood.errors import ConfigError
 from graftwood.evals.asking import score_task
 from graftwood.evals.shots import with_shots
 from graftwood.evals.task import TASKS, Item, Task
+from graftwood.evals.tiers import sized
 from graftwood.generate.engine import Engine
 
 
@@ -112,3 +113,14 @@ def test_too_many_are_refused() -> None:
     for shots in (12, -1):
         with pytest.raises(ConfigError, match=f"--shots {shots}"):
             with_shots(task("choice", CHOICES), shots)
+
+
+def test_items_beyond_the_usual_ones_are_shown_as_many_of_those() -> None:
+    usual = TASKS.get("piqa").items()
+    (asked,) = sized([with_shots(TASKS.get("piqa"), 3)], "certificate")
+    assert len(asked.items()) == 400
+    assert {item.prompt.count("\nAnswer:") for item in asked.items()} == {4}
+    beyond = asked.items()[-1].prompt.split("\n\n")
+    assert {part.partition("\nAnswer:")[0] for part in beyond[:-1]} <= {
+        item.prompt[: -len("\nAnswer:")] for item in usual
+    }

@@ -9,7 +9,7 @@ what was certified meets the budget, the next certificate is tried.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from graftwood.evals.card import Decision
 GRID = (1.0, 0.75, 0.5)
 TRIES = 5
 LEAST = 0.1  # nearer to the base nothing is looked for
-CLOSE = 0.1  # nats an answer: what lies nearer to the base and is short of the best by no more is as good
+CLOSE, NEARLY = 0.2, 0.03  # nats an answer, share of the gain: short of the best by neither, a place nearer is as good
 LITTLE = 0.05  # of the best gain: beside a place that failed, another certificate is not worth its seconds for less
 CAREFUL = 0.9  # of the way to where the line meets the budget: a bound is a draw, and a failure costs a certificate
 
@@ -66,14 +66,15 @@ def settle(
     is tried there when the best place lies beyond it. An answer has so many tokens: what is little a token is much an
     answer, which is right only if all of its tokens are.
     """
-    looks = _seen(way, CLOSE / answer, grid)
+    looks = _seen(way, base_loss, answer, grid)
     best = min(looks.values(), key=lambda look: look.loss)
     decisions: dict[float, Decision] = {}
     if best.loss >= base_loss:
         return Settled(tuple(looks.values()), decisions, None)
     most = base_loss - best.loss
     passed, failed = 0.0, math.inf
-    target = min((look for look in looks.values() if look.loss <= best.loss + CLOSE / answer), key=lambda at: at.alpha)
+    close = best.loss + _close(most, answer)
+    target = min((look for look in looks.values() if look.loss <= close), key=lambda at: at.alpha)
     alpha = _within(target, drift_limit)
     lows: dict[float, float | None] = {0.0: 1.0}
     for _ in range(TRIES):
@@ -83,26 +84,32 @@ def settle(
         if alpha not in looks:
             looks[alpha] = way.look(alpha)
         decisions[alpha] = way.certify(alpha)
-        lows[alpha] = decisions[alpha].kept.low
+        found = decisions[alpha]
+        lows[alpha] = found.kept.low if found.likely_low is None else found.likely_low
         if decisions[alpha].passed:
             passed = alpha
             if alpha >= target.alpha:
                 break
         else:
             failed = alpha
-        alpha = target.alpha if math.isinf(failed) else _between(passed, failed, lows, kept)
+        alpha = target.alpha if math.isinf(failed) else _between(passed, failed, lows, kept, looks)
     gains = looks[passed].loss < base_loss if passed else False
     return Settled(tuple(sorted(looks.values(), key=lambda look: -look.alpha)), decisions, passed if gains else None)
 
 
-def _seen(way: Way, close: float, grid: Sequence[float]) -> dict[float, Look]:
-    """Looks from the far end towards the base, for as long as the loss stays so close to the least."""
+def _close(most: float, answer: float) -> float:
+    """By how much a place may fall short of the best, nats a token, where that one gains the most."""
+    return max(0.0, min(CLOSE / answer, NEARLY * most))
+
+
+def _seen(way: Way, base_loss: float, answer: float, grid: Sequence[float]) -> dict[float, Look]:
+    """Looks from the far end towards the base, for as long as the loss stays close to the least."""
     looks: dict[float, Look] = {}
     places, best = list(grid), math.inf
     for alpha in places:  # it grows
         looks[alpha] = way.look(alpha)
         loss = looks[alpha].loss
-        if loss > best + close:
+        if loss > best + _close(base_loss - best, answer):
             break
         best = min(best, loss)
         if alpha == places[-1] > LEAST and loss == best:  # it falls still, the nearer the base
@@ -125,16 +132,19 @@ def _within(target: Look, limit: float | None) -> float:
     return round(max(0.05, target.alpha * math.sqrt(limit / target.drift)), 4)
 
 
-def _between(passed: float, failed: float, lows: Mapping[float, float | None], kept: float) -> float:
+def _between(
+    passed: float, failed: float, lows: Mapping[float, float | None], kept: float, seen: Collection[float]
+) -> float:
     """The next place to try: short of where the bounds say that the budget is met; half-way where they say nothing.
 
-    A line that was wrong once is not trusted beyond half-way. Far apart, ratios matter for half-way, since most of the
-    gain is had early.
+    A place that was seen and is not beyond where it is met is as good. A line that was wrong once is not trusted beyond
+    half-way. Far apart, ratios matter for half-way, since most of the gain is had early.
     """
     above, below = lows[passed], lows[failed]
     if above is None or below is None or not below < kept < above:
         middle = math.sqrt(passed * failed) if 0 < passed < failed / 2 else (passed + failed) / 2
         return round(middle, 4)
-    share = CAREFUL * (above - kept) / (above - below)
+    meets = (above - kept) / (above - below)
     most = 0.9 if len(lows) < 3 else 0.5
-    return round(passed + min(share, most) * (failed - passed), 4)
+    careful, last = (passed + min(share, most) * (failed - passed) for share in (CAREFUL * meets, meets))
+    return max((place for place in seen if careful <= place <= last), default=round(careful, 4))

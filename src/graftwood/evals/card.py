@@ -173,6 +173,7 @@ class Decision(Record):
     """What is kept in the mean and of the worst ability, and whether the budget holds; if not, `why` in a line each.
 
     `items` are those of the abilities that count, `needed` as many as the budget takes at least, were nothing lost.
+    `likely_low` is where as many more items as may be asked would leave the lower bound, answered alike: too low.
     """
 
     kept: Estimate
@@ -182,6 +183,7 @@ class Decision(Record):
     why: tuple[str, ...] = ()
     items: int | None = None
     needed: int | None = None
+    likely_low: float | None = None
 
 
 class Candidate(Record):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from graftwood.evals import shares, words
 from graftwood.evals.asking import Scores
@@ -11,15 +11,23 @@ from graftwood.evals.card import Decision, Estimate
 from graftwood.evals.skills import counts, kept_of, share
 
 
-def decide(before: Sequence[Scores], after: Sequence[Scores], kept: float, worst: float | None = None) -> Decision:
+def decide(
+    before: Sequence[Scores],
+    after: Sequence[Scores],
+    kept: float,
+    worst: float | None = None,
+    counted: Collection[str] | None = None,
+) -> Decision:
     """Within the budget where the lower bound of the mean share is at least `kept`, and of every ability's `worst`.
 
-    The worst ability is the one with the lowest lower bound. A model that keeps just less than the budget passes in at
+    `counted` names the abilities that count, by default those that `before` says the base has. The worst ability is the
+    one with the lowest lower bound. A model that keeps just less than the budget passes in at
     most 5 of 100 data sets, also where one that `is_open` is decided once more with more items (`python -m
     bench.coverage`). No correction for the number of abilities is due: all of them
     must pass, which no number of tries makes likelier (intersection-union test, Berger 1982).
     """
-    used = [(b, a) for b, a in zip(before, after, strict=True) if counts(b)]
+    pairs = zip(before, after, strict=True)
+    used = [(b, a) for b, a in pairs if (counts(b) if counted is None else b.task.name in counted)]
     if not used:
         nothing = Estimate(value=None, n=0, note=shares.NOTHING)
         return Decision(kept=nothing, worst=None, worst_kept=nothing, passed=False, why=(shares.NOTHING,), items=0)
@@ -51,15 +59,14 @@ def is_open(decision: Decision, kept: float, worst: float | None = None) -> bool
     return not decision.passed and all(value is not None and value >= least for value, least in values)
 
 
-def together(scores: Sequence[Scores], more: Scores) -> list[Scores]:
-    """The scores with those of more items of one of their tasks beside its own."""
-    found = []
-    for own in scores:
-        if own.task.name == more.task.name:
-            task = own.task.of((*own.task.items(), *more.task.items()))
-            own = Scores(task, own.right + more.right, own.soft + more.soft, own.said + more.said)
-        found.append(own)
-    return found
+def together(scores: Sequence[Scores], more: Sequence[Scores]) -> list[Scores]:
+    """The scores with those of more items of their tasks, each beside its own."""
+    found = {own.task.name: own for own in scores}
+    for other in more:
+        if (own := found.get(other.task.name)) is not None:
+            task = own.task.of((*own.task.items(), *other.task.items()))
+            found[own.task.name] = Scores(task, own.right + other.right, own.soft + other.soft, own.said + other.said)
+    return list(found.values())
 
 
 def too_few(before: Sequence[Scores], kept: float, worst: float | None = None) -> str | None:

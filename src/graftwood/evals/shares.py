@@ -61,6 +61,18 @@ class Share:
         """What is kept."""
         return self.left / self.had
 
+    def grown(self, items: int, units: int) -> Share:
+        """The same with so many more items, were they answered as these are."""
+        factor = self.items / (self.items + items)
+        return replace(
+            self,
+            variance_left=self.variance_left * factor,
+            variance_had=self.variance_had * factor,
+            covariance=self.covariance * factor,
+            items=self.items + items,
+            units=self.units + units,
+        )
+
     def variance(self, share: float) -> float:
         """Of the kept share, were `share` the true one."""
         observed = self.variance_left - 2 * share * self.covariance + share**2 * self.variance_had
@@ -73,24 +85,37 @@ def kept(shares: Sequence[Share]) -> Estimate:
     """The mean share that is kept of several abilities, or that of one."""
     if not shares or any(share.had <= 0 for share in shares):
         return Estimate(value=None, n=0, note=NOTHING)
-    value = sum(share.value for share in shares) / len(shares)
+    value, low, high = _mean(shares), lowest(shares), _edge(shares, 1.0)
+    note = None if low is not None and high is not None else "too little room above chance for an interval"
+    return Estimate(value=value, low=low, high=high, n=sum(share.items for share in shares), note=note)
+
+
+def lowest(shares: Sequence[Share]) -> float | None:
+    """The lower bound of the mean share alone."""
+    low = _edge(shares, -1.0)
+    return low if low is None or len(shares) == 1 else max(low, _low_of_had(shares))
+
+
+def _mean(shares: Sequence[Share]) -> float:
+    return sum(share.value for share in shares) / len(shares)
+
+
+def _edge(shares: Sequence[Share], direction: float) -> float | None:
+    """The interval's end on one side; None where there is too little room above chance."""
+    value = _mean(shares)
 
     def misses(bound: float) -> float:
         # Each ability's share is moved as the mean is.
         return (value - bound) ** 2 - _reach(shares, [share.value + bound - value for share in shares])
 
-    low, high = (edge(misses, value, way) for way in (-1.0, 1.0))
-    if low is not None and len(shares) > 1:
-        low = max(low, _low_of_had(shares))
-    note = None if low is not None and high is not None else "too little room above chance for an interval"
-    return Estimate(value=value, low=low, high=high, n=sum(share.items for share in shares), note=note)
+    return edge(misses, value, direction)
 
 
 def _low_of_had(shares: Sequence[Share]) -> float:
     """The lower bound of the mean share where none counts for more than all."""
     short = 0.0
     for share in shares:
-        low = kept([share]).low
+        low = lowest([share])
         if low is None:
             return -math.inf
         short += (min(share.value, 1.0) - min(low, 1.0)) ** 2
@@ -107,7 +132,7 @@ def items_needed(shares: Sequence[Share], budget: float) -> int | None:
 
     None where no number of items is enough: a budget of all there was, or nothing that could be kept.
     """
-    if budget >= 1 or not shares:
+    if budget >= 1 or not shares or any(share.had <= 0 for share in shares):
         return None
     # Variances fall as items grow.
     growth = _reach(_untouched(shares), [budget] * len(shares)) / (1 - budget) ** 2

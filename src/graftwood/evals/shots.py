@@ -19,8 +19,9 @@ def with_shots(task: Task, shots: int, seed: int = 0) -> Task:
 
     A model goes on with questions of its own making after its answer to plain text, so that ends at the separator.
 
-    One seeded order is drawn of all items, and an item is shown the first of them that are neither itself nor of its
-    own cluster: nearly all items are shown the same ones, so that what they have in common is read once.
+    One seeded order is drawn of all items that are usually asked, and an item is shown the first of them that are
+    neither itself nor of its own cluster: nearly all items are shown the same ones, so that what they have in common is
+    read once.
 
     Raises: ConfigError where the task has too few other items.
     """
@@ -30,7 +31,11 @@ def with_shots(task: Task, shots: int, seed: int = 0) -> Task:
         return task
     items = task.items()
     order = random.Random(f"{seed} {task.name}").sample(items, len(items))
-    shown = task.of(tuple(_shown(item, order, shots, task) for item in items))
+
+    def with_them(items: Sequence[Item]) -> tuple[Item, ...]:
+        return tuple(_shown(item, order, shots, task) for item in items)
+
+    shown = replace(task.of(with_them(items)), more=lambda: with_them(task.more()))
     ends = task.kind == "text" and not any(item.turns or SEPARATOR in item.answer.rstrip() for item in items)
     return replace(shown, stop=(SEPARATOR,)) if ends else shown
 

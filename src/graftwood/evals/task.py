@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -56,7 +56,8 @@ class Task:
     log-probability of each choice, `word` by whether the greedy continuation is the answer, `text` by `metric` between
     the generated answer and the wanted one, `program` by generating an answer and checking it, `code` by running what
     was generated against a test, `samples` times, drawn at `temperature` by `seed`. An answer to `text` ends before any
-    of `stop`. `version` changes whenever a score could.
+    of `stop`. `version` changes whenever a score could. `more` are items beyond those that are usually asked, which do
+    not depend on them.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Task:
     temperature: float = 0.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    more: Callable[[], tuple[Item, ...]] = field(default=tuple, repr=False)
 
     def items(self) -> tuple[Item, ...]:
         """Every item, in a fixed order."""
@@ -120,6 +122,9 @@ class Task:
         return replace(self, read=lambda: items, chance=chance)
 
 
+USUAL = 100  # rows of a bundled set that are asked by default
+
+
 @cache
 def pocket(name: str) -> tuple[Mapping[str, Any], ...]:
     """The rows of a JSONL file that ships inside the package, `evals/pocket/<name>.jsonl`."""
@@ -127,19 +132,25 @@ def pocket(name: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(json.loads(line) for line in text.splitlines())
 
 
-def pocket_choices(name: str, ending: str = "") -> tuple[Item, ...]:
-    """The items of a bundled set of choices: each row's `query` and `ending`, then one of its `choices`.
+def numbered(name: str, more: bool = False) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Id and row of a bundled set's usual items, or of those beyond them.
 
     A set is ordered by hash, so that item 7 stays item 7 when the set grows.
     """
+    rows = [(f"{name}-{number:03d}", row) for number, row in enumerate(pocket(name), start=1)]
+    return iter(rows[USUAL:] if more else rows[:USUAL])
+
+
+def pocket_choices(name: str, ending: str = "", more: bool = False) -> tuple[Item, ...]:
+    """The items of a bundled set of choices: each row's `query` and `ending`, then one of its `choices`."""
     return tuple(
         Item(
-            id=f"{name}-{number:03d}",
+            id=name,
             prompt=row["query"].rstrip() + ending,
             choices=tuple(f" {choice}" for choice in row["choices"]),
             gold=row["gold"],
         )
-        for number, row in enumerate(pocket(name), start=1)
+        for name, row in numbered(name, more)
     )
 
 

@@ -13,4 +13,5 @@ TASK = Task(
     source="ARC Easy, test set (Clark and others, 2018, arXiv:1803.05457)",
     licence="CC BY-SA 4.0",
     read=partial(pocket_choices, "arc_easy", "\nAnswer:"),
+    more=partial(pocket_choices, "arc_easy", "\nAnswer:", more=True),
 )

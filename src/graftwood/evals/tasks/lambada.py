@@ -1,12 +1,14 @@
 """LAMBADA: the last word of a passage, which only the whole passage tells."""
 
-from graftwood.evals.task import Item, Task, pocket
+from functools import partial
+
+from graftwood.evals.task import Item, Task, numbered
 
 
-def _items() -> tuple[Item, ...]:
+def _items(more: bool = False) -> tuple[Item, ...]:
     return tuple(
-        Item(id=f"lambada-{number:03d}", prompt=row["context"], answer=f" {row['continuation']}")
-        for number, row in enumerate(pocket("lambada"), start=1)
+        Item(id=name, prompt=row["context"], answer=f" {row['continuation']}")
+        for name, row in numbered("lambada", more)
     )
 
 
@@ -19,4 +21,5 @@ TASK = Task(
     source="LAMBADA, test set as prepared by OpenAI (Paperno and others, 2016, arXiv:1606.06031)",
     licence="CC BY 4.0",
     read=_items,
+    more=partial(_items, more=True),
 )

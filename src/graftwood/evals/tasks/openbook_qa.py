@@ -13,4 +13,5 @@ TASK = Task(
     source="OpenBookQA, test set (Mihaylov and others, 2018, arXiv:1809.02789)",
     licence="Apache-2.0",
     read=partial(pocket_choices, "openbook_qa"),
+    more=partial(pocket_choices, "openbook_qa", more=True),
 )

@@ -13,4 +13,5 @@ TASK = Task(
     source="PIQA, validation set (Bisk and others, 2020, arXiv:1911.11641)",
     licence="AFL-3.0",
     read=partial(pocket_choices, "piqa", "\nAnswer:"),
+    more=partial(pocket_choices, "piqa", "\nAnswer:", more=True),
 )

@@ -4,6 +4,7 @@ The requests are Graftwood's own, of kinds of which a small chat model follows m
 They were chosen with the answers of SmolLM2-135M-Instruct in view, which flatters that base slightly.
 """
 
+from graftwood.evals import more_requests
 from graftwood.evals.checks import VERSION
 from graftwood.evals.task import Item, Task, pocket
 
@@ -24,5 +25,6 @@ TASK = Task(
     source="Graftwood",
     licence="Apache-2.0",
     read=_items,
+    more=more_requests.items,
     max_tokens=48,
 )

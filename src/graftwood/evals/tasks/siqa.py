@@ -13,4 +13,5 @@ TASK = Task(
     source="Social IQa (Sap and others, 2019, arXiv:1904.09728)",
     licence="CC BY 4.0",
     read=partial(pocket_choices, "siqa"),
+    more=partial(pocket_choices, "siqa", more=True),
 )
