@@ -29,6 +29,7 @@ from graftwood.choose.relation import SHELF
 from graftwood.cli import NOTHING_SHIPPED, app, guarded
 from graftwood.config import RunConfig
 from graftwood.data.batch import Examples
+from graftwood.deciding import Deciding
 from graftwood.draft import IN_MEMORY, draft
 from graftwood.errors import ConfigError, DataError, GraftError, ModelError
 from graftwood.evals.asking import Scores
@@ -38,7 +39,7 @@ from graftwood.evals.report import read_report
 from graftwood.evals.skills import work
 from graftwood.evals.tiers import sized
 from graftwood.job import prepare, preview
-from graftwood.keeping import Deciding, price, reason
+from graftwood.keeping import price, reason
 from graftwood.model.decoder import count_parameters
 from graftwood.model.expected import Expected
 from graftwood.progress import Display

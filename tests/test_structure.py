@@ -40,7 +40,7 @@ LAYERS = (
     ("evals",),
     ("choose",),
     ("progress", "prompts", "unseen", "held"),
-    ("training", "corpora", "draft"),
+    ("training", "corpora", "draft", "deciding"),
     ("job",),
     ("keeping", "continued"),
     ("tuning", "pretraining"),

@@ -19,13 +19,14 @@ from graftwood.choose.recipe import FULL, entrants
 from graftwood.choose.relation import read_relation
 from graftwood.config import RunConfig
 from graftwood.data.batch import Examples
+from graftwood.deciding import ROWS, WINDOWS, Deciding
 from graftwood.draft import choose, unsuited
 from graftwood.errors import ConfigError
 from graftwood.evals import judge
 from graftwood.evals.card import Arm, Candidate, Card, Choice, FullRun
 from graftwood.files import atomic_write, sha256_text, storage, write_json
 from graftwood.job import Job, holds_of, rows_of, say_beside, settings_of, tried, with_anchors
-from graftwood.keeping import ROWS, WINDOWS, Deciding, Looks, keep
+from graftwood.keeping import Looks, keep
 from graftwood.model.quantised import quantise
 from graftwood.progress import Display, duration, size
 from graftwood.runtime import give_back_memory, place

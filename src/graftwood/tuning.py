@@ -18,6 +18,7 @@ from graftwood.choose.items import halves
 from graftwood.choose.reserve import parts
 from graftwood.config import RUN_FILE, save_toml
 from graftwood.data.batch import Rows
+from graftwood.deciding import WINDOWS, Deciding, short_of_items
 from graftwood.errors import ConfigError
 from graftwood.evals import asking, canaries, judge, skills
 from graftwood.evals.card import Card, Choice, Chosen, Memory
@@ -28,7 +29,7 @@ from graftwood.evals.task import Task
 from graftwood.files import sha256_text, storage, write_json
 from graftwood.generate.engine import Engine
 from graftwood.job import Job, holds_of, paper_of, rows_of, settings_of, without_budget
-from graftwood.keeping import WINDOWS, Deciding, keep, short_of_items
+from graftwood.keeping import keep
 from graftwood.model.decoder import count_parameters
 from graftwood.model.expected import Expected
 from graftwood.progress import Display

@@ -14,6 +14,7 @@ from conftest import CPU
 from graftwood.base import Base, open_base
 from graftwood.choose.budget import Budget
 from graftwood.choose.reserve import PART, parts, wanted
+from graftwood.deciding import Deciding
 from graftwood.evals.asking import Scores, work
 from graftwood.evals.card import Decision
 from graftwood.evals.checks import problems
@@ -25,7 +26,7 @@ from graftwood.evals.task import TASKS, Item, Task
 from graftwood.evals.templates import Template
 from graftwood.files import cache_home
 from graftwood.generate.engine import Engine
-from graftwood.keeping import PASSES, SPARED, Deciding, Keeper
+from graftwood.keeping import PASSES, SPARED, Keeper
 from graftwood.progress import Display
 from tiny import decoder, model_folder, picked
 
